@@ -1,0 +1,166 @@
+# ODSI: one Makefile, no recursion. `make help` lists the targets.
+#   CUDA=0|1             leave the CUDA backend out, or insist on it (default: when nvcc is there)
+#   SAN=address,undefined | thread    build and test with sanitizers, in a build folder of its own
+#   V=1                  show the commands
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+comma := ,
+VARIANT := $(if $(SAN),san-$(subst $(comma),-,$(SAN)),release)
+BUILD := build/$(VARIANT)
+BIN := $(BUILD)/bin
+LIB := $(BUILD)/lib
+GEN := $(BUILD)/gen
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-8s %s\n' $(1) '$(2)';)
+
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition \
+  -Wpointer-arith -Wwrite-strings -Wformat=2 -Wundef -Wvla -Wnull-dereference -Wdouble-promotion \
+  -Wimplicit-fallthrough -Wcast-align -Wno-missing-field-initializers -Wno-format-truncation \
+  -Werror
+# The arithmetic is part of the protocol (kernels/NUMERICS.md): no contraction, no fast-math.
+EXACT := -ffp-contract=off -fno-fast-math -fno-unsafe-math-optimizations
+SANFLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+OPTIMIZE := $(if $(SAN),-O1,-O2)
+CFLAGS := -std=c11 -D_GNU_SOURCE $(OPTIMIZE) -g $(WARNINGS) $(EXACT) $(SANFLAGS) -pthread \
+  -fstack-protector-strong $(if $(SAN),,-D_FORTIFY_SOURCE=2)
+CPPFLAGS := -I. -I$(GEN)
+DEPFLAGS = -MMD -MP -MF $(@:.o=.d)
+LDFLAGS := -pthread $(SANFLAGS)
+
+# ---- what is built from where (design: one folder, one library) --------------------------------
+C_base := $(wildcard common/base/*.c)
+C_crypto := $(wildcard common/crypto/*.c)
+C_wire := $(wildcard common/wire/*.c)
+C_net := $(wildcard common/net/*.c)
+C_kernels := $(wildcard kernels/*.c kernels/ref/*.c kernels/cpu/*.c)
+C_model := $(wildcard worker/model/*.c)
+C_engine := $(wildcard worker/engine/*.c)
+C_hop := $(wildcard worker/hop/*.c)
+C_gateway := $(filter-out worker/gateway/main.c,$(wildcard worker/gateway/*.c))
+C_cli := $(filter-out worker/cli/main.c,$(wildcard worker/cli/*.c))
+C_coordinator := $(filter-out coordinator/main.c,$(wildcard coordinator/*.c))
+C_support := $(wildcard tests/support/*.c)
+LIBRARIES := base crypto wire net kernels model engine hop gateway cli coordinator support
+
+PROTOS := $(wildcard proto/odsi/v1/*.proto proto/grpc/*/*/*.proto)
+PB_C := $(PROTOS:proto/%.proto=$(GEN)/%.pb-c.c)
+PB_H := $(PB_C:.c=.h)
+PB_O := $(PB_C:.c=.o)
+
+objects = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+archive = $(LIB)/lib$(1).a
+
+# Which libraries each program needs, users before what they use.
+NEEDS_engine := engine model kernels crypto base
+NEEDS_net := net proto wire crypto base
+NEEDS_worker := hop engine model kernels net proto wire crypto base
+NEEDS_gateway := gateway model net kernels proto wire crypto base
+NEEDS_coordinator := coordinator net proto wire crypto base
+NEEDS_cli := cli engine model kernels net proto wire crypto base
+SYS_crypto := -lcrypto -lm
+SYS_net := -lgrpc -lgpr -lprotobuf-c -lssl -lcrypto -lm
+SYS_all := -lsqlite3 -ljansson $(SYS_net)
+
+PROGRAMS := $(BIN)/odsi-worker $(BIN)/odsi-gateway $(BIN)/odsi-coordinator $(BIN)/odsi
+have_main = $(if $(wildcard $(1)),$(2))
+BUILT := $(call have_main,worker/main.c,$(BIN)/odsi-worker) \
+  $(call have_main,worker/gateway/main.c,$(BIN)/odsi-gateway) \
+  $(call have_main,coordinator/main.c,$(BIN)/odsi-coordinator) \
+  $(call have_main,worker/cli/main.c,$(BIN)/odsi)
+
+.PHONY: all
+all: $(BUILT)
+
+# ---- compiling ----------------------------------------------------------------------------------
+# Kernels of one instruction set carry its name in front; only they get its flags.
+AVX2FLAGS := -mavx2 -mfma -mf16c
+AVX512FLAGS := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c
+$(BUILD)/obj/kernels/cpu/avx2_%.o: ISAFLAGS := $(AVX2FLAGS)
+$(BUILD)/obj/kernels/cpu/avx512_%.o: ISAFLAGS := $(AVX512FLAGS)
+$(BUILD)/obj/kernels/%.o: KERNELFLAGS := $(if $(SAN),-O2,-O3)
+
+$(BUILD)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(call say,CC,$<)$(CC) $(CPPFLAGS) $(CFLAGS) $(KERNELFLAGS) $(ISAFLAGS) $(DEPFLAGS) -c $< -o $@
+
+# Generated headers must exist before anything that includes them compiles.
+PB_USERS := $(C_net) $(C_wire) $(C_hop) $(C_gateway) $(C_cli) $(C_coordinator) $(C_support) \
+  worker/main.c worker/gateway/main.c worker/cli/main.c coordinator/main.c \
+  $(wildcard tests/unit/*/*.c tests/integration/*.c tests/bench/*.c tests/fuzz/*.c)
+$(call objects,$(PB_USERS)): | $(PB_H)
+
+$(GEN)/%.pb-c.c $(GEN)/%.pb-c.h: proto/%.proto
+	@mkdir -p $(@D)
+	$(call say,PROTO,$<)protoc-c --proto_path=proto --c_out=$(GEN) $(<:proto/%=%)
+$(GEN)/%.pb-c.o: $(GEN)/%.pb-c.c $(PB_H)
+	$(Q)$(CC) $(CPPFLAGS) -std=c11 $(OPTIMIZE) -g $(SANFLAGS) -w -c $< -o $@
+$(GEN)/descriptors.pb: $(PROTOS)
+	@mkdir -p $(@D)
+	$(Q)protoc --proto_path=proto --include_imports --descriptor_set_out=$@ $(^:proto/%=%)
+
+define library
+$(call archive,$(1)): $(call objects,$(C_$(1)))
+	@mkdir -p $$(@D)
+	@rm -f $$@
+	$$(call say,AR,$$@)ar rcs $$@ $$^
+endef
+$(foreach name,$(LIBRARIES),$(eval $(call library,$(name))))
+$(LIB)/libproto.a: $(PB_O)
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(call say,AR,$@)ar rcs $@ $^
+
+archives = $(foreach name,$(1),$(LIB)/lib$(name).a)
+link = $(call say,LINK,$@)$(CC) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) \
+  -Wl,--end-group $(LDFLAGS)
+
+$(BIN)/odsi-worker: $(call objects,worker/main.c) $(call archives,$(NEEDS_worker))
+	@mkdir -p $(@D)
+	$(link) $(SYS_net)
+$(BIN)/odsi-gateway: $(call objects,worker/gateway/main.c) $(call archives,$(NEEDS_gateway))
+	@mkdir -p $(@D)
+	$(link) $(SYS_net)
+$(BIN)/odsi-coordinator: $(call objects,coordinator/main.c) $(call archives,$(NEEDS_coordinator))
+	@mkdir -p $(@D)
+	$(link) -lsqlite3 $(SYS_net)
+$(BIN)/odsi: $(call objects,worker/cli/main.c) $(call archives,$(NEEDS_cli))
+	@mkdir -p $(@D)
+	$(link) -ljansson $(SYS_net)
+
+# ---- tests --------------------------------------------------------------------------------------
+# One program per folder of tests/unit, one per file of tests/integration; all are Criterion.
+UNIT_FOLDERS := $(notdir $(patsubst %/,%,$(sort $(dir $(wildcard tests/unit/*/test_*.c)))))
+UNIT_TESTS := $(UNIT_FOLDERS:%=$(BUILD)/tests/unit_%)
+KERNEL_TESTS := $(if $(wildcard tests/kernels/*.c),$(BUILD)/tests/kernels)
+INTEGRATION_TESTS := $(patsubst tests/integration/%.c,$(BUILD)/tests/integration_%,\
+  $(wildcard tests/integration/test_*.c))
+NEEDS_test := support hop gateway coordinator cli engine model kernels net proto wire crypto base
+
+define unit_test
+$(BUILD)/tests/unit_$(1): $(call objects,$(wildcard tests/unit/$(1)/*.c)) $(call archives,$(NEEDS_test))
+	@mkdir -p $$(@D)
+	$$(link) -lcriterion $(SYS_all)
+endef
+$(foreach folder,$(UNIT_FOLDERS),$(eval $(call unit_test,$(folder))))
+$(BUILD)/tests/kernels: $(call objects,$(wildcard tests/kernels/*.c)) $(call archives,kernels crypto base)
+	@mkdir -p $(@D)
+	$(link) -lcriterion $(SYS_crypto)
+$(BUILD)/tests/integration_%: $(BUILD)/obj/tests/integration/%.o $(call archives,$(NEEDS_test))
+	@mkdir -p $(@D)
+	$(link) -lcriterion $(SYS_all)
+
+.PHONY: setup help clean
+setup:
+	@deploy/setup
+clean:
+	rm -rf build
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

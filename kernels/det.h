@@ -1,0 +1,107 @@
+/* Arithmetic with one meaning for C and CUDA: the functions that a maths library would answer
+ * differently on every machine (NUMERICS.md, "Functions"). Pure; any thread. */
+#ifndef ODSI_KERNELS_DET_H
+#define ODSI_KERNELS_DET_H
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__CUDACC__)
+#define DET_INLINE static __host__ __device__ inline
+#else
+#define DET_INLINE static inline
+#endif
+
+/* Fused multiply-add, rounded once. */
+DET_INLINE float det_fma(float a, float b, float c)
+{
+    return __builtin_fmaf(a, b, c);
+}
+
+DET_INLINE uint32_t det_bits(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+DET_INLINE float det_from_bits(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* 0 for NaN and infinities. */
+DET_INLINE int det_finite(float value)
+{
+    return (det_bits(value) & 0x7f800000u) != 0x7f800000u;
+}
+
+/* Rounds to the nearest integer, ties to even; exact for |value| < 2^22. */
+DET_INLINE float det_rint(float value)
+{
+    const float magic = 12582912.0f; /* 1.5 * 2^23 */
+    return (value + magic) - magic;
+}
+
+/* e to the x. Above 88.72 infinity, below -87.33 exactly 0 (no subnormal results), NaN stays NaN.
+ * n = rint(x * log2 e); r = x - n * ln 2 in two fma steps; polynomial of degree 6 by fma;
+ * scaled by 2^n through the exponent bits in two halves. */
+DET_INLINE float det_exp(float x)
+{
+    if (x != x)
+        return x;
+    if (x > 88.72f)
+        return det_from_bits(0x7f800000u);
+    if (x < -87.33f)
+        return 0.0f;
+    const float n = det_rint(x * 1.44269502f);
+    float r = det_fma(n, -0.693145752f, x);
+    r = det_fma(n, -1.42860677e-6f, r);
+    float p = 1.38888892e-3f; /* 1/720 */
+    p = det_fma(p, r, 8.33333377e-3f);
+    p = det_fma(p, r, 4.16666679e-2f);
+    p = det_fma(p, r, 1.66666672e-1f);
+    p = det_fma(p, r, 0.5f);
+    p = det_fma(p, r, 1.0f);
+    p = det_fma(p, r, 1.0f);
+    const int32_t whole = (int32_t)n;
+    const int32_t half = whole / 2;
+    const float low = det_from_bits((uint32_t)(half + 127) << 23);
+    const float high = det_from_bits((uint32_t)(whole - half + 127) << 23);
+    return (p * low) * high;
+}
+
+/* binary16 bits of value, nearest even; overflow gives infinity, NaN a quiet NaN (0x7e00). */
+DET_INLINE uint16_t det_f16_from_f32(float value)
+{
+    const uint32_t bits = det_bits(value);
+    const uint32_t sign = (bits >> 16) & 0x8000u;
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)
+        return 0x7e00u;
+    if (magnitude >= 0x47800000u) /* 65536 and above */
+        return (uint16_t)(sign | 0x7c00u);
+    if (magnitude < 0x38800000u) { /* below 2^-14: a subnormal, the unit is 2^-24 */
+        const float scaled = det_from_bits(magnitude) + 0.5f; /* the sum rounds to that unit */
+        return (uint16_t)(sign | (det_bits(scaled) - 0x3f000000u));
+    }
+    const uint32_t odd = (magnitude >> 13) & 1u;
+    return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+}
+
+/* Exact; a NaN becomes a quiet NaN. */
+DET_INLINE float det_f32_from_f16(uint16_t half)
+{
+    const uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
+    const uint32_t exponent = (half >> 10) & 31u;
+    const uint32_t mantissa = half & 1023u;
+    if (exponent == 31)
+        return det_from_bits(sign | 0x7f800000u | (mantissa ? 0x400000u | mantissa << 13 : 0u));
+    if (exponent == 0) {
+        const float magnitude = (float)mantissa * 5.9604644775390625e-8f; /* 2^-24, exact */
+        return det_from_bits(sign | det_bits(magnitude));
+    }
+    return det_from_bits(sign | (exponent + 112u) << 23 | mantissa << 13);
+}
+#endif

@@ -1,0 +1,19 @@
+/* The rotation tables of RoPE, made on the host in binary64 by our own sine, cosine and power, so
+ * that every machine uploads the same numbers (NUMERICS.md, "RoPE tables"). Any thread. */
+#ifndef ODSI_KERNELS_ROPE_TABLE_H
+#define ODSI_KERNELS_ROPE_TABLE_H
+#include "common/base/err.h"
+
+#include <stdint.h>
+
+/* Fills cos_out and sin_out, each [position_count][half_dim], with cosine and sine of
+ * position * base^(-i / half_dim) for pair i, computed in binary64 and rounded once to binary32.
+ * base >= 1; position_count <= 2^20. */
+void rope_table_fill(float *cos_out, float *sin_out, uint32_t position_count, uint32_t half_dim,
+                     double base);
+
+/* Exposed for tests: correctly rounded to within a few units in the last place of binary64. */
+double rope_table_sin(double x);
+double rope_table_cos(double x);
+double rope_table_pow(double base, double exponent);
+#endif
