@@ -102,6 +102,7 @@ $(GEN)/%.pb-c.c $(GEN)/%.pb-c.h: proto/%.proto
 	$(call say,PROTO,$<)protoc-c --proto_path=proto --c_out=$(GEN) $(<:proto/%=%)
 $(GEN)/%.pb-c.o: $(GEN)/%.pb-c.c $(PB_H)
 	$(Q)$(CC) $(CPPFLAGS) -std=c11 $(OPTIMIZE) -g $(SANFLAGS) -w -c $< -o $@
+.SECONDARY: $(PB_C) $(PB_H)
 $(GEN)/descriptors.pb: $(PROTOS)
 	@mkdir -p $(@D)
 	$(Q)protoc --proto_path=proto --include_imports --descriptor_set_out=$@ $(^:proto/%=%)
