@@ -1,0 +1,472 @@
+#include "worker/engine/engine.h"
+
+#include "common/base/alloc.h"
+#include "common/base/assert.h"
+#include "common/base/limits.h"
+#include "worker/engine/kv_cache.h"
+
+#include <string.h>
+
+#define BATCH_STEPS_DEFAULT 64u
+
+/* Row-major scratch for one batch, on the backend: [batch_tokens_max][...]. */
+struct scratch {
+    float *x;      /* [dim] residual stream */
+    float *normed; /* [dim] */
+    float *q;      /* [heads * head_dim] */
+    float *k;      /* [kv_heads * head_dim] */
+    float *v;      /* [kv_heads * head_dim] */
+    float *heads;  /* [heads * head_dim] attention output */
+    float *delta;  /* [dim] what a block adds to the stream */
+    float *gate;   /* [ffn] */
+    float *up;     /* [ffn] */
+    float *logits; /* [batch_steps_max][vocab] */
+};
+
+struct engine {
+    const struct model_span *span;
+    const struct model_params *params;
+    struct backend *backend;
+    struct kv_cache *cache;
+    struct scratch dev;
+    uint32_t batch_tokens_max;
+    uint32_t batch_steps_max;
+    uint32_t *tokens;             /* [batch_tokens_max] */
+    uint32_t *positions;          /* [batch_tokens_max] */
+    const uint32_t **page_tables; /* [batch_tokens_max] */
+    float *host;                  /* [batch_tokens_max][dim]; only with a tap */
+    void (*tap)(void *context, uint32_t layer, const float *x, uint32_t rows);
+    void *tap_context;
+    uint32_t session_count;
+};
+
+struct engine_session {
+    struct engine *engine;
+    struct kv_table table;
+    uint32_t layer_first;
+    uint32_t layer_end;
+    uint32_t token_limit;
+    uint32_t length;
+};
+
+/* ---- opening and closing ---------------------------------------------------------------------- */
+
+static enum odsi_err take_floats(struct engine *self, float **out_dev, uint64_t rows, uint64_t cols)
+{
+    if (cols == 0)
+        return ODSI_OK;
+    return self->backend->ops->mem_alloc(self->backend, (void **)out_dev,
+                                         rows * cols * sizeof(float));
+}
+
+static enum odsi_err take_scratch(struct engine *self)
+{
+    const struct model_params *p = self->params;
+    const uint64_t rows = self->batch_tokens_max;
+    const uint64_t q_cols = (uint64_t)p->head_count * p->head_dim;
+    const uint64_t kv_cols = (uint64_t)p->kv_head_count * p->head_dim;
+    const struct {
+        float **out_dev;
+        uint64_t rows, cols;
+    } wanted[] = {
+        {&self->dev.x, rows, p->dim},
+        {&self->dev.normed, rows, p->dim},
+        {&self->dev.q, rows, q_cols},
+        {&self->dev.k, rows, kv_cols},
+        {&self->dev.v, rows, kv_cols},
+        {&self->dev.heads, rows, q_cols},
+        {&self->dev.delta, rows, p->dim},
+        {&self->dev.gate, rows, p->ffn_dim},
+        {&self->dev.up, rows, p->ffn_dim},
+        {&self->dev.logits, self->batch_steps_max, self->span->output ? p->vocab_size : 0},
+    };
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+        const enum odsi_err err =
+            take_floats(self, wanted[i].out_dev, wanted[i].rows, wanted[i].cols);
+        if (err != ODSI_OK)
+            return err;
+    }
+    return ODSI_OK;
+}
+
+static enum odsi_err take_cache(struct engine *self, uint64_t kv_size)
+{
+    const struct model_params *p = self->params;
+    const uint32_t layers = self->span->layer_end - self->span->layer_first;
+    uint64_t pages = kv_size / kv_cache_page_size(layers, p->kv_head_count, p->head_dim);
+    if (pages == 0)
+        pages = 1;
+    if (pages > UINT32_MAX)
+        pages = UINT32_MAX;
+    return kv_cache_open(&self->cache, self->backend, (uint32_t)pages, layers, p->kv_head_count,
+                         p->head_dim);
+}
+
+enum odsi_err engine_open(struct engine **out, const struct model_span *span,
+                          const struct engine_config *config)
+{
+    struct engine *self = NULL;
+    *out = NULL;
+    enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
+    if (err != ODSI_OK)
+        return err;
+    self->span = span;
+    self->params = model_params_view(span->model);
+    self->backend = span->backend;
+    self->batch_tokens_max =
+        config->batch_tokens_max ? config->batch_tokens_max : LIMIT_STEP_TOKENS;
+    self->batch_steps_max = config->batch_steps_max ? config->batch_steps_max : BATCH_STEPS_DEFAULT;
+    err = alloc_zeroed(&self->tokens, self->batch_tokens_max, sizeof *self->tokens);
+    if (err == ODSI_OK)
+        err = alloc_zeroed(&self->positions, self->batch_tokens_max, sizeof *self->positions);
+    if (err == ODSI_OK)
+        err = alloc_zeroed(&self->page_tables, self->batch_tokens_max, sizeof *self->page_tables);
+    if (err == ODSI_OK)
+        err = take_scratch(self);
+    if (err == ODSI_OK)
+        err = take_cache(self, config->kv_size);
+    if (err != ODSI_OK) {
+        engine_close(&self);
+        return err;
+    }
+    *out = self;
+    return ODSI_OK;
+}
+
+void engine_close(struct engine **self_pointer)
+{
+    struct engine *self = *self_pointer;
+    if (!self)
+        return;
+    ODSI_ASSERT(self->session_count == 0);
+    float *const taken[] = {self->dev.x,  self->dev.normed, self->dev.q,     self->dev.k,
+                            self->dev.v,  self->dev.heads,  self->dev.delta, self->dev.gate,
+                            self->dev.up, self->dev.logits};
+    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++)
+        if (taken[i])
+            self->backend->ops->mem_free(self->backend, taken[i]);
+    kv_cache_close(&self->cache);
+    alloc_free(self->tokens);
+    alloc_free(self->positions);
+    alloc_free(self->page_tables);
+    alloc_free(self->host);
+    alloc_free(self);
+    *self_pointer = NULL;
+}
+
+enum odsi_err engine_session_open(struct engine_session **out, struct engine *engine,
+                                  uint32_t layer_first, uint32_t layer_end, uint32_t token_limit)
+{
+    struct engine_session *self = NULL;
+    const struct model_span *span = engine->span;
+    *out = NULL;
+    if (layer_first >= layer_end || layer_first < span->layer_first || layer_end > span->layer_end)
+        return odsi_fail(ODSI_ERR_RANGE, "layers %u-%u: this worker holds %u-%u", layer_first,
+                         layer_end - 1, span->layer_first, span->layer_end - 1);
+    if (token_limit == 0 || token_limit > span->rope.position_count)
+        return odsi_fail(ODSI_ERR_RANGE, "a session of %u positions: this model has 1 to %u",
+                         token_limit, span->rope.position_count);
+    enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
+    if (err != ODSI_OK)
+        return err;
+    err = kv_cache_take(engine->cache, &self->table, token_limit);
+    if (err != ODSI_OK) {
+        alloc_free(self);
+        return err;
+    }
+    self->engine = engine;
+    self->layer_first = layer_first;
+    self->layer_end = layer_end;
+    self->token_limit = token_limit;
+    engine->session_count++;
+    *out = self;
+    return ODSI_OK;
+}
+
+void engine_session_close(struct engine_session **self)
+{
+    if (!*self)
+        return;
+    kv_cache_give((*self)->engine->cache, &(*self)->table);
+    (*self)->engine->session_count--;
+    alloc_free(*self);
+    *self = NULL;
+}
+
+uint32_t engine_session_length(const struct engine_session *self)
+{
+    return self->length;
+}
+
+void engine_session_truncate(struct engine_session *self, uint32_t length)
+{
+    ODSI_ASSERT(length <= self->length);
+    self->length = length;
+}
+
+/* ---- one batch --------------------------------------------------------------------------------- */
+
+static enum odsi_err check_batch(const struct engine *self, const struct engine_step *steps,
+                                 uint32_t step_count)
+{
+    uint64_t rows = 0;
+    ODSI_ASSERT(step_count > 0);
+    for (uint32_t i = 0; i < step_count; i++) {
+        const struct engine_session *session = steps[i].session;
+        ODSI_ASSERT(session->engine == self);
+        ODSI_ASSERT(session->layer_first == steps[0].session->layer_first);
+        ODSI_ASSERT(session->layer_end == steps[0].session->layer_end);
+        ODSI_ASSERT(session->layer_first == 0 ? !!steps[i].tokens : !!steps[i].input);
+        if (steps[i].token_count == 0 ||
+            steps[i].token_count > session->token_limit - session->length)
+            return odsi_fail(ODSI_ERR_RANGE, "%u positions from %u on: the session ends at %u",
+                             steps[i].token_count, session->length, session->token_limit);
+        rows += steps[i].token_count;
+    }
+    if (rows > self->batch_tokens_max || step_count > self->batch_steps_max)
+        return odsi_fail(ODSI_ERR_RANGE, "a batch of %llu positions in %u steps: at most %u in %u",
+                         (unsigned long long)rows, step_count, self->batch_tokens_max,
+                         self->batch_steps_max);
+    return ODSI_OK;
+}
+
+/* Fills the batch's row arrays and puts its input into the residual stream. */
+static enum odsi_err load_rows(struct engine *self, struct engine_step *steps, uint32_t step_count,
+                               struct op_batch *batch)
+{
+    const struct backend_ops *ops = self->backend->ops;
+    const uint32_t dim = self->params->dim;
+    uint32_t row = 0;
+    for (uint32_t i = 0; i < step_count; i++) {
+        const struct engine_session *session = steps[i].session;
+        for (uint32_t t = 0; t < steps[i].token_count; t++) {
+            self->positions[row + t] = session->length + t;
+            self->page_tables[row + t] = session->table.pages;
+        }
+        if (session->layer_first == 0) {
+            for (uint32_t t = 0; t < steps[i].token_count; t++) {
+                ODSI_ASSERT(steps[i].tokens[t] < self->params->vocab_size);
+                self->tokens[row + t] = steps[i].tokens[t];
+            }
+        } else {
+            const enum odsi_err err =
+                ops->upload(self->backend, self->dev.x + (size_t)row * dim, steps[i].input,
+                            (size_t)steps[i].token_count * dim * sizeof(float));
+            if (err != ODSI_OK)
+                return err;
+        }
+        row += steps[i].token_count;
+    }
+    batch->rows = row;
+    batch->position = self->positions;
+    batch->page_table = self->page_tables;
+    if (steps[0].session->layer_first == 0)
+        return ops->embed(self->backend, self->dev.x, self->span->embed, self->tokens, row);
+    return ODSI_OK;
+}
+
+static enum odsi_err run_attention(struct engine *self, const struct model_layer *layer,
+                                   uint32_t layer_index, const struct op_batch *batch)
+{
+    struct backend *backend = self->backend;
+    const struct backend_ops *ops = backend->ops;
+    const struct model_params *p = self->params;
+    const struct kv_pool *pool = kv_cache_pool(self->cache);
+    const struct rope_table *rope = &self->span->rope;
+    const uint32_t rows = batch->rows;
+    enum odsi_err err = ops->rmsnorm(backend, self->dev.normed, self->dev.x, layer->attn_norm_dev,
+                                     rows, p->dim, p->rms_eps);
+    if (err == ODSI_OK)
+        err = ops->matmul(backend, self->dev.q, layer->wq, self->dev.normed, rows);
+    if (err == ODSI_OK)
+        err = ops->matmul(backend, self->dev.k, layer->wk, self->dev.normed, rows);
+    if (err == ODSI_OK)
+        err = ops->matmul(backend, self->dev.v, layer->wv, self->dev.normed, rows);
+    if (err == ODSI_OK)
+        err = ops->rope(backend, self->dev.q, rope, batch, p->head_count, p->head_dim);
+    if (err == ODSI_OK)
+        err = ops->rope(backend, self->dev.k, rope, batch, p->kv_head_count, p->head_dim);
+    if (err == ODSI_OK)
+        err = ops->kv_write(backend, pool, layer_index, batch, self->dev.k, self->dev.v);
+    if (err == ODSI_OK)
+        err = ops->attention(backend, self->dev.heads, self->dev.q, pool, layer_index, batch,
+                             p->head_count);
+    if (err == ODSI_OK)
+        err = ops->matmul(backend, self->dev.delta, layer->wo, self->dev.heads, rows);
+    if (err == ODSI_OK)
+        err = ops->add(backend, self->dev.x, self->dev.x, self->dev.delta, (size_t)rows * p->dim);
+    return err;
+}
+
+static enum odsi_err run_ffn(struct engine *self, const struct model_layer *layer, uint32_t rows)
+{
+    struct backend *backend = self->backend;
+    const struct backend_ops *ops = backend->ops;
+    const struct model_params *p = self->params;
+    enum odsi_err err = ops->rmsnorm(backend, self->dev.normed, self->dev.x, layer->ffn_norm_dev,
+                                     rows, p->dim, p->rms_eps);
+    if (err == ODSI_OK)
+        err = ops->matmul(backend, self->dev.gate, layer->w_gate, self->dev.normed, rows);
+    if (err == ODSI_OK)
+        err = ops->matmul(backend, self->dev.up, layer->w_up, self->dev.normed, rows);
+    if (err == ODSI_OK)
+        err = ops->silu_mul(backend, self->dev.gate, self->dev.gate, self->dev.up,
+                            (size_t)rows * p->ffn_dim);
+    if (err == ODSI_OK)
+        err = ops->matmul(backend, self->dev.delta, layer->w_down, self->dev.gate, rows);
+    if (err == ODSI_OK)
+        err = ops->add(backend, self->dev.x, self->dev.x, self->dev.delta, (size_t)rows * p->dim);
+    return err;
+}
+
+static enum odsi_err run_tap(struct engine *self, uint32_t layer, uint32_t rows)
+{
+    const size_t count = (size_t)rows * self->params->dim;
+    enum odsi_err err = ODSI_OK;
+    if (!self->tap)
+        return ODSI_OK;
+    if (!self->host)
+        err = alloc_zeroed(&self->host, (size_t)self->batch_tokens_max * self->params->dim,
+                           sizeof *self->host);
+    if (err == ODSI_OK)
+        err = self->backend->ops->download(self->backend, self->host, self->dev.x,
+                                           count * sizeof(float));
+    if (err == ODSI_OK)
+        self->tap(self->tap_context, layer, self->host, rows);
+    return err;
+}
+
+static enum odsi_err run_layers(struct engine *self, uint32_t layer_first, uint32_t layer_end,
+                                const struct op_batch *batch)
+{
+    for (uint32_t layer = layer_first; layer < layer_end; layer++) {
+        const uint32_t index = layer - self->span->layer_first;
+        enum odsi_err err = run_attention(self, &self->span->layers[index], index, batch);
+        if (err == ODSI_OK)
+            err = run_ffn(self, &self->span->layers[index], batch->rows);
+        if (err == ODSI_OK)
+            err = run_tap(self, layer, batch->rows);
+        if (err != ODSI_OK)
+            return err;
+    }
+    return ODSI_OK;
+}
+
+/* Logits of the last position of every step that wants them, in one product. */
+static enum odsi_err run_logits(struct engine *self, struct engine_step *steps, uint32_t step_count)
+{
+    struct backend *backend = self->backend;
+    const struct model_params *p = self->params;
+    uint32_t row = 0;
+    uint32_t wanted = 0;
+    enum odsi_err err = ODSI_OK;
+    for (uint32_t i = 0; i < step_count && err == ODSI_OK; i++) {
+        row += steps[i].token_count;
+        if (!steps[i].logits)
+            continue;
+        ODSI_ASSERT(steps[i].session->layer_end == p->layer_count);
+        err = backend->ops->rmsnorm(backend, self->dev.normed + (size_t)wanted * p->dim,
+                                    self->dev.x + (size_t)(row - 1) * p->dim,
+                                    self->span->output_norm_dev, 1, p->dim, p->rms_eps);
+        wanted++;
+    }
+    if (err != ODSI_OK || wanted == 0)
+        return err;
+    err = backend->ops->matmul(backend, self->dev.logits, self->span->output, self->dev.normed,
+                               wanted);
+    wanted = 0;
+    for (uint32_t i = 0; i < step_count && err == ODSI_OK; i++) {
+        if (!steps[i].logits)
+            continue;
+        err = backend->ops->download(backend, steps[i].logits,
+                                     self->dev.logits + (size_t)wanted * p->vocab_size,
+                                     p->vocab_size * sizeof(float));
+        wanted++;
+    }
+    return err;
+}
+
+/* NUMERICS.md, "Non-finite values": such a step ends with an error, never with a hash. */
+static enum odsi_err check_step(struct engine *self, struct engine_step *step, uint32_t row)
+{
+    const struct model_params *p = self->params;
+    int finite = 0;
+    enum odsi_err err =
+        self->backend->ops->all_finite(self->backend, &finite, self->dev.x + (size_t)row * p->dim,
+                                       (size_t)step->token_count * p->dim);
+    if (err != ODSI_OK)
+        return err;
+    for (uint32_t i = 0; finite && step->logits && i < p->vocab_size; i++)
+        finite = __builtin_isfinite(step->logits[i]) != 0;
+    if (!finite)
+        step->status =
+            odsi_fail(ODSI_ERR_NUMERIC,
+                      "layers %u-%u, positions %u-%u: the result is not finite; the "
+                      "weights or the input of this step are damaged",
+                      step->session->layer_first, step->session->layer_end - 1,
+                      step->session->length, step->session->length + step->token_count - 1);
+    return ODSI_OK;
+}
+
+static enum odsi_err store_rows(struct engine *self, struct engine_step *steps, uint32_t step_count)
+{
+    const uint32_t dim = self->params->dim;
+    uint32_t row = 0;
+    for (uint32_t i = 0; i < step_count; i++) {
+        struct engine_step *step = &steps[i];
+        enum odsi_err err = check_step(self, step, row);
+        if (err == ODSI_OK && step->status == ODSI_OK && step->output)
+            err = self->backend->ops->download(self->backend, step->output,
+                                               self->dev.x + (size_t)row * dim,
+                                               (size_t)step->token_count * dim * sizeof(float));
+        if (err != ODSI_OK)
+            return err;
+        row += step->token_count;
+    }
+    for (uint32_t i = 0; i < step_count; i++)
+        if (steps[i].status == ODSI_OK)
+            steps[i].session->length += steps[i].token_count;
+    return ODSI_OK;
+}
+
+enum odsi_err engine_run(struct engine *self, struct engine_step *steps, uint32_t step_count)
+{
+    struct op_batch batch = {0};
+    enum odsi_err err = check_batch(self, steps, step_count);
+    for (uint32_t i = 0; i < step_count; i++)
+        steps[i].status = err;
+    if (err == ODSI_OK)
+        err = load_rows(self, steps, step_count, &batch);
+    if (err == ODSI_OK)
+        err = run_layers(self, steps[0].session->layer_first, steps[0].session->layer_end, &batch);
+    if (err == ODSI_OK)
+        err = run_logits(self, steps, step_count);
+    if (err == ODSI_OK)
+        err = store_rows(self, steps, step_count);
+    for (uint32_t i = 0; i < step_count && err != ODSI_OK; i++)
+        steps[i].status = err;
+    return err;
+}
+
+void engine_set_tap(struct engine *self,
+                    void (*tap)(void *context, uint32_t layer, const float *x, uint32_t rows),
+                    void *context)
+{
+    self->tap = tap;
+    self->tap_context = context;
+}
+
+uint64_t engine_kv_tokens_free(const struct engine *self)
+{
+    return (uint64_t)kv_cache_free_pages(self->cache) * KV_PAGE_TOKENS;
+}
+
+uint64_t engine_kv_tokens_total(const struct engine *self)
+{
+    return (uint64_t)kv_cache_pool(self->cache)->page_count * KV_PAGE_TOKENS;
+}
+
+uint32_t engine_batch_tokens_max(const struct engine *self)
+{
+    return self->batch_tokens_max;
+}
