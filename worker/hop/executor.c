@@ -1,0 +1,503 @@
+#include "worker/hop/executor.h"
+
+#include "common/base/alloc.h"
+#include "common/base/assert.h"
+#include "worker/engine/scheduler.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <string.h>
+
+#define BATCH_STEPS_MAX 64u
+
+enum job_kind { JOB_OPEN, JOB_STEP, JOB_CLOSE };
+
+struct executor_session {
+    struct executor *executor;
+    const struct hop_spec *spec;
+    void *user;
+    struct executor_job open_job;
+    struct executor_job close_job;
+    /* Below: the compute thread's alone. */
+    struct executor_session *next, *previous; /* of all sessions */
+    struct engine_session *engine_session;
+    struct executor_job *first, **last_next; /* waiting steps, oldest first */
+    uint32_t ready_index;                    /* in executor.ready; UINT32_MAX: no step waits */
+    struct sampler *sampler;
+    struct stop stop;
+    uint32_t new_tokens;
+    int failed;
+};
+
+struct executor {
+    struct executor_config config;
+    pthread_t thread;
+    pthread_mutex_t lock; /* guards jobs, jobs_last, stopping */
+    pthread_cond_t work;
+    struct executor_job *jobs, **jobs_last;
+    int stopping;
+    atomic_uint queued_count;
+    atomic_uint session_count;
+    atomic_ullong kv_tokens_free;
+    uint64_t kv_tokens_total;
+    /* Below: the compute thread's alone. */
+    struct executor_session *sessions;
+    struct executor_session **ready; /* sessions with a waiting step */
+    uint32_t ready_count, ready_capacity;
+    struct scheduler_item *items; /* [ready_capacity] */
+    uint32_t *order;              /* [ready_capacity] */
+    uint32_t picked[BATCH_STEPS_MAX];
+    struct executor_step *batch[BATCH_STEPS_MAX];
+    struct engine_step steps[BATCH_STEPS_MAX];
+    float *logits; /* [BATCH_STEPS_MAX][vocab_size]; NULL without the last layer */
+    char *piece;   /* [TOKENIZER_PIECE_SIZE_MAX] */
+};
+
+enum odsi_err executor_step_make(struct executor_step **out, const struct hop_header *header,
+                                 uint32_t row_size)
+{
+    struct executor_step *step = NULL;
+    *out = NULL;
+    const enum odsi_err err =
+        alloc_zeroed(&step, 1, sizeof *step + (size_t)header->token_count * row_size);
+    if (err != ODSI_OK)
+        return err;
+    step->header = *header;
+    step->row_size = row_size;
+    *out = step;
+    return ODSI_OK;
+}
+
+void executor_step_free(struct executor_step *step)
+{
+    alloc_free(step);
+}
+
+static struct executor_step *step_of(struct executor_job *job)
+{
+    return (struct executor_step *)(void *)((char *)job - offsetof(struct executor_step, job));
+}
+
+/* ---- sessions and their waiting steps (compute thread) ------------------------------------------ */
+
+static void ready_add(struct executor *self, struct executor_session *session)
+{
+    ODSI_ASSERT(self->ready_count < self->ready_capacity);
+    session->ready_index = self->ready_count;
+    self->ready[self->ready_count++] = session;
+}
+
+static void ready_remove(struct executor *self, struct executor_session *session)
+{
+    struct executor_session *moved = self->ready[--self->ready_count];
+    self->ready[session->ready_index] = moved;
+    moved->ready_index = session->ready_index;
+    session->ready_index = UINT32_MAX;
+}
+
+static struct executor_step *take_first(struct executor *self, struct executor_session *session)
+{
+    struct executor_job *job = session->first;
+    session->first = job->next;
+    if (!session->first) {
+        session->last_next = &session->first;
+        ready_remove(self, session);
+    }
+    return step_of(job);
+}
+
+static void drop_step(struct executor *self, struct executor_step *step)
+{
+    executor_step_free(step);
+    atomic_fetch_sub(&self->queued_count, 1);
+}
+
+static void drop_waiting(struct executor *self, struct executor_session *session)
+{
+    while (session->first)
+        drop_step(self, take_first(self, session));
+}
+
+/* Room in the ready list for one more session. */
+static enum odsi_err grow_ready(struct executor *self)
+{
+    if (atomic_load(&self->session_count) < self->ready_capacity)
+        return ODSI_OK;
+    const uint32_t capacity = self->ready_capacity ? 2 * self->ready_capacity : 64;
+    enum odsi_err err = alloc_resize(&self->ready, capacity, sizeof(struct executor_session *));
+    if (err == ODSI_OK)
+        err = alloc_resize(&self->items, capacity, sizeof *self->items);
+    if (err == ODSI_OK)
+        err = alloc_resize(&self->order, capacity, sizeof *self->order);
+    if (err == ODSI_OK)
+        self->ready_capacity = capacity;
+    return err;
+}
+
+static void publish_load(struct executor *self)
+{
+    atomic_store(&self->kv_tokens_free, engine_kv_tokens_free(self->config.engine));
+}
+
+static enum odsi_err start_session(struct executor *self, struct executor_session *session)
+{
+    const struct hop_spec *spec = session->spec;
+    const struct hop_stage *own = &spec->stages[spec->stage];
+    enum odsi_err err = grow_ready(self);
+    if (err == ODSI_OK)
+        err = engine_session_open(&session->engine_session, self->config.engine, own->layer_first,
+                                  own->layer_end, spec->token_limit);
+    if (err != ODSI_OK || !hop_is_last(spec))
+        return err;
+    session->stop = spec->stop;
+    err = sampler_open(&session->sampler, &spec->sampling, self->config.worker->vocab_size);
+    for (uint32_t i = 0; err == ODSI_OK && i < spec->penalty_count; i++)
+        sampler_accept(session->sampler, spec->penalty_tokens[i]);
+    return err;
+}
+
+static void open_session(struct executor *self, struct executor_session *session)
+{
+    session->next = self->sessions;
+    if (session->next)
+        session->next->previous = session;
+    self->sessions = session;
+    const enum odsi_err err = start_session(self, session);
+    atomic_fetch_add(&self->session_count, 1);
+    session->failed = err != ODSI_OK;
+    publish_load(self);
+    self->config.events->opened(session->user, err);
+}
+
+static void close_session(struct executor *self, struct executor_session *session)
+{
+    drop_waiting(self, session);
+    engine_session_close(&session->engine_session);
+    sampler_close(&session->sampler);
+    if (session->next)
+        session->next->previous = session->previous;
+    if (session->previous)
+        session->previous->next = session->next;
+    else
+        self->sessions = session->next;
+    atomic_fetch_sub(&self->session_count, 1);
+    publish_load(self);
+    self->config.events->closed(session->user);
+    alloc_free(session);
+}
+
+static void add_step(struct executor *self, struct executor_step *step)
+{
+    struct executor_session *session = step->job.session;
+    if (session->failed) {
+        drop_step(self, step);
+        return;
+    }
+    if (!session->first)
+        ready_add(self, session);
+    step->job.next = NULL;
+    *session->last_next = &step->job;
+    session->last_next = &step->job.next;
+}
+
+static void fail_step(struct executor *self, struct executor_step *step, enum odsi_err err)
+{
+    struct executor_session *session = step->job.session;
+    session->failed = 1;
+    drop_waiting(self, session);
+    self->config.events->failed(session->user, &step->header, err);
+}
+
+/* ---- running a batch (compute thread) ----------------------------------------------------------- */
+
+static uint32_t pick_batch(struct executor *self)
+{
+    for (uint32_t i = 0; i < self->ready_count; i++) {
+        const struct executor_session *session = self->ready[i];
+        const struct executor_step *step = step_of(session->first);
+        const struct hop_stage *own = &session->spec->stages[session->spec->stage];
+        self->items[i] = (struct scheduler_item){
+            .arrival_us = step->arrival_us,
+            .deadline_us = step->header.stage_budget_us > 0
+                               ? step->arrival_us + (uint64_t)step->header.stage_budget_us
+                               : SCHEDULER_NO_DEADLINE,
+            .token_count = step->header.token_count,
+            .layer_first = own->layer_first,
+            .layer_end = own->layer_end,
+        };
+    }
+    const uint32_t count =
+        scheduler_pick(self->items, self->ready_count, engine_batch_tokens_max(self->config.engine),
+                       BATCH_STEPS_MAX, self->picked, self->order);
+    /* Pointers first: taking steps moves entries of the ready list. */
+    for (uint32_t i = 0; i < count; i++)
+        self->batch[i] = step_of(self->ready[self->picked[i]]->first);
+    for (uint32_t i = 0; i < count; i++)
+        take_first(self, self->batch[i]->job.session);
+    return count;
+}
+
+static enum odsi_err prepare_step(struct executor *self, struct executor_step *step, uint32_t index)
+{
+    struct executor_session *session = step->job.session;
+    struct engine_step *run = &self->steps[index];
+    const uint32_t dim = self->config.worker->dim;
+    *run = (struct engine_step){.session = session->engine_session,
+                                .token_count = step->header.token_count};
+    if (hop_is_first(session->spec))
+        run->tokens = step->data;
+    else
+        run->input = (const float *)(const void *)step->data;
+    if (hop_is_last(session->spec)) {
+        if (step->header.sample)
+            run->logits = self->logits + (size_t)index * self->config.worker->vocab_size;
+        return ODSI_OK;
+    }
+    return alloc_zeroed(&run->output, (size_t)step->header.token_count * dim, sizeof(float));
+}
+
+static enum hop_finish finish_of(struct executor *self, struct executor_session *session,
+                                 uint32_t position, uint32_t token)
+{
+    const struct hop_spec *spec = session->spec;
+    if (!spec->ignore_end && tokenizer_is_end(self->config.tokenizer, token))
+        return HOP_FINISH_END;
+    const size_t size = tokenizer_piece(self->config.tokenizer, token, self->piece);
+    if (stop_feed(&session->stop, self->piece, size))
+        return HOP_FINISH_STOP;
+    if (position >= spec->token_limit ||
+        (spec->new_tokens_max > 0 && session->new_tokens >= spec->new_tokens_max))
+        return HOP_FINISH_LENGTH;
+    return HOP_FINISH_NONE;
+}
+
+static void report_token(struct executor *self, struct executor_step *step, const float *logits)
+{
+    struct executor_session *session = step->job.session;
+    const uint32_t position = step->header.position + step->header.token_count;
+    uint32_t token = 0;
+    float logprob = 0.0f;
+    sampler_pick(session->sampler, logits, position, &token, &logprob);
+    sampler_accept(session->sampler, token);
+    session->new_tokens++;
+    const enum hop_finish finish = finish_of(self, session, position, token);
+    self->config.events->token(session->user, &step->header, token, logprob, finish);
+}
+
+static void add_timing(struct executor_step *step, uint64_t start_us, uint64_t end_us)
+{
+    struct hop_header *header = &step->header;
+    if (header->timing_count == LIMIT_STAGES_MAX)
+        return;
+    const uint64_t used_us = end_us - step->arrival_us;
+    header->timings[header->timing_count++] = (struct hop_timing){
+        .stage = header->stage,
+        .queue_us = (uint32_t)(start_us - step->arrival_us),
+        .compute_us = (uint32_t)(end_us - start_us),
+        .network_us = header->network_us,
+        .slack_us = header->stage_budget_us ? header->stage_budget_us - (int64_t)used_us : 0,
+    };
+    if (header->budget_us) {
+        header->budget_us -= (int64_t)used_us;
+        if (header->budget_us < 1)
+            header->budget_us = 1; /* expired; 0 would mean "no deadline" */
+    }
+}
+
+static void report_step(struct executor *self, uint32_t index, uint64_t start_us, uint64_t end_us)
+{
+    struct executor_step *step = self->batch[index];
+    struct engine_step *run = &self->steps[index];
+    add_timing(step, start_us, end_us);
+    if (run->status != ODSI_OK) {
+        alloc_free(run->output);
+        fail_step(self, step, run->status);
+    } else if (run->output) {
+        self->config.events->output(step->job.session->user, &step->header, run->output,
+                                    (size_t)step->header.token_count * self->config.worker->dim *
+                                        sizeof(float));
+    } else if (run->logits) {
+        report_token(self, step, run->logits);
+    }
+    drop_step(self, step);
+}
+
+static void run_batch(struct executor *self)
+{
+    const uint32_t count = pick_batch(self);
+    enum odsi_err err = ODSI_OK;
+    const uint64_t start_us = clock_now_us(&self->config.clock);
+    for (uint32_t i = 0; i < count; i++)
+        self->steps[i].output = NULL;
+    for (uint32_t i = 0; i < count && err == ODSI_OK; i++)
+        err = prepare_step(self, self->batch[i], i);
+    if (err == ODSI_OK) {
+        /* Its error is in every step's status. */
+        const enum odsi_err run_err = engine_run(self->config.engine, self->steps, count);
+        (void)run_err;
+    }
+    const uint64_t end_us = clock_now_us(&self->config.clock);
+    for (uint32_t i = 0; i < count; i++) {
+        if (err != ODSI_OK)
+            self->steps[i].status = err;
+        report_step(self, i, start_us, end_us);
+    }
+}
+
+/* ---- the thread and its inbox ------------------------------------------------------------------- */
+
+static struct executor_job *take_jobs(struct executor *self, int *stopping)
+{
+    pthread_mutex_lock(&self->lock);
+    while (!self->jobs && !self->stopping && self->ready_count == 0)
+        pthread_cond_wait(&self->work, &self->lock);
+    struct executor_job *jobs = self->jobs;
+    self->jobs = NULL;
+    self->jobs_last = &self->jobs;
+    *stopping = self->stopping;
+    pthread_mutex_unlock(&self->lock);
+    return jobs;
+}
+
+static void do_jobs(struct executor *self, struct executor_job *job)
+{
+    while (job) {
+        struct executor_job *next = job->next; /* the job may be freed or queued elsewhere */
+        if (job->kind == JOB_OPEN)
+            open_session(self, job->session);
+        else if (job->kind == JOB_STEP)
+            add_step(self, step_of(job));
+        else
+            close_session(self, job->session);
+        job = next;
+    }
+}
+
+static void *run_thread(void *context)
+{
+    struct executor *self = context;
+    int stopping = 0;
+    while (!stopping) {
+        do_jobs(self, take_jobs(self, &stopping));
+        if (self->ready_count > 0 && !stopping)
+            run_batch(self);
+    }
+    while (self->sessions)
+        close_session(self, self->sessions);
+    return NULL;
+}
+
+static void post(struct executor *self, enum job_kind kind, struct executor_session *session,
+                 struct executor_job *job)
+{
+    job->next = NULL;
+    job->kind = (int)kind;
+    job->session = session;
+    pthread_mutex_lock(&self->lock);
+    *self->jobs_last = job;
+    self->jobs_last = &job->next;
+    pthread_cond_signal(&self->work);
+    pthread_mutex_unlock(&self->lock);
+}
+
+enum odsi_err executor_open(struct executor **out, const struct executor_config *config)
+{
+    struct executor *self = NULL;
+    *out = NULL;
+    enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
+    if (err != ODSI_OK)
+        return err;
+    self->config = *config;
+    self->jobs_last = &self->jobs;
+    self->kv_tokens_total = engine_kv_tokens_total(config->engine);
+    publish_load(self);
+    if (config->worker->layer_end == config->worker->layer_count) {
+        err = alloc_zeroed(&self->logits, (size_t)BATCH_STEPS_MAX * config->worker->vocab_size,
+                           sizeof *self->logits);
+        if (err == ODSI_OK)
+            err = alloc_zeroed(&self->piece, TOKENIZER_PIECE_SIZE_MAX, 1);
+    }
+    if (err != ODSI_OK)
+        goto fail;
+    pthread_mutex_init(&self->lock, NULL);
+    pthread_cond_init(&self->work, NULL);
+    if (pthread_create(&self->thread, NULL, run_thread, self) != 0) {
+        pthread_cond_destroy(&self->work);
+        pthread_mutex_destroy(&self->lock);
+        err = odsi_fail(ODSI_ERR_IO, "the compute thread could not be started: too many threads");
+        goto fail;
+    }
+    *out = self;
+    return ODSI_OK;
+fail:
+    alloc_free(self->logits);
+    alloc_free(self->piece);
+    alloc_free(self);
+    return err;
+}
+
+void executor_close(struct executor **self_pointer)
+{
+    struct executor *self = *self_pointer;
+    if (!self)
+        return;
+    pthread_mutex_lock(&self->lock);
+    self->stopping = 1;
+    pthread_cond_signal(&self->work);
+    pthread_mutex_unlock(&self->lock);
+    pthread_join(self->thread, NULL);
+    pthread_cond_destroy(&self->work);
+    pthread_mutex_destroy(&self->lock);
+    alloc_free(self->ready);
+    alloc_free(self->items);
+    alloc_free(self->order);
+    alloc_free(self->logits);
+    alloc_free(self->piece);
+    alloc_free(self);
+    *self_pointer = NULL;
+}
+
+enum odsi_err executor_session_open(struct executor_session **out, struct executor *executor,
+                                    const struct hop_spec *spec, void *user)
+{
+    struct executor_session *session = NULL;
+    *out = NULL;
+    enum odsi_err err = alloc_zeroed(&session, 1, sizeof *session);
+    if (err != ODSI_OK)
+        return err;
+    session->executor = executor;
+    session->spec = spec;
+    session->user = user;
+    session->last_next = &session->first;
+    session->ready_index = UINT32_MAX;
+    post(executor, JOB_OPEN, session, &session->open_job);
+    *out = session;
+    return ODSI_OK;
+}
+
+void executor_session_close(struct executor_session *session)
+{
+    post(session->executor, JOB_CLOSE, session, &session->close_job);
+}
+
+enum odsi_err executor_submit(struct executor_session *session, struct executor_step *step)
+{
+    struct executor *self = session->executor;
+    if (atomic_fetch_add(&self->queued_count, 1) >= LIMIT_STEP_QUEUE) {
+        atomic_fetch_sub(&self->queued_count, 1);
+        return odsi_fail(ODSI_ERR_BUSY, "%u steps are waiting on this worker; try again later",
+                         LIMIT_STEP_QUEUE);
+    }
+    step->arrival_us = clock_now_us(&self->config.clock);
+    post(self, JOB_STEP, session, &step->job);
+    return ODSI_OK;
+}
+
+void executor_load(const struct executor *self, struct executor_load *out)
+{
+    out->session_count = atomic_load(&self->session_count);
+    out->queued_count = atomic_load(&self->queued_count);
+    out->kv_tokens_free = atomic_load(&self->kv_tokens_free);
+    out->kv_tokens_total = self->kv_tokens_total;
+}
