@@ -107,6 +107,15 @@ $(GEN)/descriptors.pb: $(PROTOS)
 	@mkdir -p $(@D)
 	$(Q)protoc --proto_path=proto --include_imports --descriptor_set_out=$@ $(^:proto/%=%)
 
+# The commit a binary was built from; rewritten only when it changes.
+.PHONY: always
+$(GEN)/odsi_version.h: always
+	@mkdir -p $(@D)
+	@commit=$$(git describe --always --dirty 2>/dev/null); \
+	  line="#define ODSI_VERSION_TEXT \"odsi 0.1.0$${commit:+ ($$commit)}\""; \
+	  [ "$$line" = "$$(cat $@ 2>/dev/null)" ] || printf '%s\n' "$$line" >$@
+$(BUILD)/obj/common/base/args.o: $(GEN)/odsi_version.h
+
 define library
 $(call archive,$(1)): $(call objects,$(C_$(1)))
 	@mkdir -p $$(@D)

@@ -2,14 +2,24 @@
  *
  * A value is looked for as --name VALUE or --name=VALUE (or -n VALUE), then as the environment
  * variable ODSI_NAME (upper case, '-' as '_'), then as a line `name = value` of the file given by
- * --config, and stays as the caller set it otherwise. --help and --version are built in. Main
- * thread only. */
+ * --config (or ODSI_CONFIG), and stays as the caller set it otherwise. --help, --version and
+ * --config are built in. Given twice on one of these levels, the later one holds. An environment
+ * variable with an empty value counts as not set. In the file, blank lines and lines that begin
+ * with '#' mean nothing, and a name that the program does not have is a mistake. Main thread
+ * only. */
 #ifndef ODSI_COMMON_BASE_ARGS_H
 #define ODSI_COMMON_BASE_ARGS_H
 #include "common/base/err.h"
 
 #include <stddef.h>
 #include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Larger config files are refused. */
+#define ARGS_FILE_SIZE_MAX (1u << 20)
 
 enum args_kind {
     ARGS_FLAG, /* int *: set to 1; --no-name sets 0; environment and file: 1/0, true/false */
@@ -26,6 +36,7 @@ struct args_option {
     void *out;
     const char *value_name; /* "FILE", "HOST:PORT"; NULL for flags */
     const char *help;       /* one line; may name the default */
+    int no_environment;     /* 1: ODSI_NAME means something else, so it is not read */
 };
 
 struct args_program {
@@ -50,4 +61,8 @@ void args_close(struct args **self);
 
 /* "odsi 0.1.0 (abc1234)": what --version prints after the program's name. */
 const char *args_version(void);
+
+#ifdef __cplusplus
+}
+#endif
 #endif
