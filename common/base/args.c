@@ -19,6 +19,7 @@ enum source { SOURCE_CALLER = 0, SOURCE_FILE, SOURCE_ENVIRONMENT, SOURCE_COMMAND
 struct value {
     enum source source;
     char *text; /* what *out points to when it came from the environment or the file */
+    char *items[ARGS_LIST_MAX]; /* the same for a list */
 };
 
 struct args {
@@ -103,6 +104,28 @@ static enum odsi_err read_flag(int *out, const char *text)
     return odsi_fail(ODSI_ERR_INVALID, "'%s' is neither 1 or true nor 0 or false", text);
 }
 
+/* Adds text to a list; a first one of its source empties it, so that a stronger source replaces a
+ * weaker one. */
+static enum odsi_err add_item(struct args_list *list, struct value *value, int is_first,
+                              enum source source, const char *text)
+{
+    if (is_first)
+        list->count = 0;
+    if (list->count == ARGS_LIST_MAX)
+        return odsi_fail(ODSI_ERR_INVALID, "given more than %u times", ARGS_LIST_MAX);
+    if (source == SOURCE_COMMAND_LINE) {
+        list->items[list->count++] = text;
+        return ODSI_OK;
+    }
+    char **item = &value->items[list->count];
+    alloc_free(*item);
+    *item = NULL;
+    const enum odsi_err err = alloc_text(item, text, strlen(text));
+    if (err == ODSI_OK)
+        list->items[list->count++] = *item;
+    return err;
+}
+
 /* Gives option the value text unless a stronger source gave it one. Text of the command line is
  * borrowed, since argv outlives everything; other text is copied. */
 static enum odsi_err set_value(struct args *self, size_t index, enum source source,
@@ -112,6 +135,7 @@ static enum odsi_err set_value(struct args *self, size_t index, enum source sour
     struct value *value = &self->values[index];
     if (value->source > source)
         return ODSI_OK;
+    const int is_first = value->source < source;
     value->source = source;
     switch (option->kind) {
     case ARGS_FLAG:
@@ -122,6 +146,8 @@ static enum odsi_err set_value(struct args *self, size_t index, enum source sour
         return read_u64(option->out, text);
     case ARGS_F32:
         return read_f32(option->out, text);
+    case ARGS_TEXT_LIST:
+        return add_item(option->out, value, is_first, source, text);
     case ARGS_TEXT:
         break;
     }
@@ -497,8 +523,12 @@ void args_close(struct args **self)
 {
     if (!*self)
         return;
-    for (size_t i = 0; (*self)->values && i < (*self)->option_count; i++)
-        alloc_free((*self)->values[i].text);
+    for (size_t i = 0; (*self)->values && i < (*self)->option_count; i++) {
+        struct value *value = &(*self)->values[i];
+        alloc_free(value->text);
+        for (size_t item = 0; item < ARGS_LIST_MAX; item++)
+            alloc_free(value->items[item]);
+    }
     alloc_free((*self)->values);
     alloc_free(*self);
     *self = NULL;

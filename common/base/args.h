@@ -3,10 +3,10 @@
  * A value is looked for as --name VALUE or --name=VALUE (or -n VALUE), then as the environment
  * variable ODSI_NAME (upper case, '-' as '_'), then as a line `name = value` of the file given by
  * --config (or ODSI_CONFIG), and stays as the caller set it otherwise. --help, --version and
- * --config are built in. Given twice on one of these levels, the later one holds. An environment
- * variable with an empty value counts as not set. In the file, blank lines and lines that begin
- * with '#' mean nothing, and a name that the program does not have is a mistake. Main thread
- * only. */
+ * --config are built in. Given twice on one of these levels, the later one holds; a list takes
+ * both. An environment variable with an empty value counts as not set. In the file, blank lines and
+ * lines that begin with '#' mean nothing, and a name that the program does not have is a mistake.
+ * Main thread only. */
 #ifndef ODSI_COMMON_BASE_ARGS_H
 #define ODSI_COMMON_BASE_ARGS_H
 #include "common/base/err.h"
@@ -21,12 +21,21 @@ extern "C" {
 /* Larger config files are refused. */
 #define ARGS_FILE_SIZE_MAX (1u << 20)
 
+/* Values of one option of kind ARGS_TEXT_LIST. */
+#define ARGS_LIST_MAX 16u
+
 enum args_kind {
-    ARGS_FLAG, /* int *: set to 1; --no-name sets 0; environment and file: 1/0, true/false */
-    ARGS_TEXT, /* const char **: valid until args_close */
-    ARGS_U32,  /* uint32_t * */
-    ARGS_U64,  /* uint64_t *; a suffix K, M, G or T multiplies by 1024^n */
-    ARGS_F32,  /* float *; finite */
+    ARGS_FLAG,      /* int *: set to 1; --no-name sets 0; environment and file: 1/0, true/false */
+    ARGS_TEXT,      /* const char **: valid until args_close */
+    ARGS_U32,       /* uint32_t * */
+    ARGS_U64,       /* uint64_t *; a suffix K, M, G or T multiplies by 1024^n */
+    ARGS_F32,       /* float *; finite */
+    ARGS_TEXT_LIST, /* struct args_list *: each further --name adds one; texts as ARGS_TEXT */
+};
+
+struct args_list {
+    const char *items[ARGS_LIST_MAX];
+    uint32_t count;
 };
 
 struct args_option {

@@ -16,11 +16,12 @@ struct settings {
     float temperature;
     int json;
     int cpu;
+    struct args_list stop;
 };
 
 struct fixture {
     struct settings settings;
-    struct args_option options[7];
+    struct args_option options[8];
     struct args_program program;
     struct args *args;
     int rest;
@@ -37,6 +38,7 @@ static void fixture_init(struct fixture *self)
         {"temperature", 0, ARGS_F32, &to->temperature, "T", "0 takes the likeliest token", 0},
         {"json", 'j', ARGS_FLAG, &to->json, NULL, "print JSON", 0},
         {"cpu", 0, ARGS_FLAG, &to->cpu, NULL, "leave the GPU alone", 1},
+        {"stop", 0, ARGS_TEXT_LIST, &to->stop, "TEXT", "stop at TEXT", 0},
         {NULL, 0, ARGS_FLAG, NULL, NULL, NULL, 0},
     };
     memcpy(self->options, options, sizeof options);
@@ -345,6 +347,47 @@ Test(args, version_names_program_and_release, .init = cr_redirect_stdout)
     read_stdout(text, sizeof text);
     cr_expect_eq(strncmp(text, "odsi-test: odsi 0.1.0", 21), 0, "%s", text);
     cr_expect_eq(strncmp(args_version(), "odsi 0.1.0", 10), 0);
+}
+
+/* Goal: a list keeps all values of its strongest source in order, and none of a weaker one. */
+Test(args, a_list_takes_every_value_of_its_strongest_source)
+{
+    struct fixture f;
+    const char text[] = "stop = one\nstop = two\n";
+    cr_assert_eq(read_with_file(&f, text, sizeof text - 1), ARGS_RUN);
+    cr_assert_eq(f.settings.stop.count, 2);
+    cr_expect_str_eq(f.settings.stop.items[0], "one");
+    cr_expect_str_eq(f.settings.stop.items[1], "two");
+    args_close(&f.args);
+
+    setenv("ODSI_STOP", "three", 1);
+    cr_assert_eq(read_with_file(&f, text, sizeof text - 1), ARGS_RUN);
+    cr_assert_eq(f.settings.stop.count, 1);
+    cr_expect_str_eq(f.settings.stop.items[0], "three");
+    args_close(&f.args);
+
+    cr_assert_eq(READ(&f, "--stop", "a", "--stop=b", "--stop", ""), ARGS_RUN);
+    cr_assert_eq(f.settings.stop.count, 3);
+    cr_expect_str_eq(f.settings.stop.items[0], "a");
+    cr_expect_str_eq(f.settings.stop.items[1], "b");
+    cr_expect_str_eq(f.settings.stop.items[2], "");
+    args_close(&f.args);
+}
+
+/* Goal: a list has room for ARGS_LIST_MAX values; one more is a mistake, not an overflow. */
+Test(args, refuses_more_values_than_a_list_holds, .init = cr_redirect_stderr)
+{
+    struct fixture f;
+    char text[32 * (ARGS_LIST_MAX + 1)] = "";
+    size_t size = 0;
+    for (unsigned i = 0; i < ARGS_LIST_MAX; i++)
+        size += (size_t)snprintf(text + size, sizeof text - size, "stop = %u\n", i);
+    cr_expect_eq(read_with_file(&f, text, size), ARGS_RUN);
+    cr_expect_eq(f.settings.stop.count, ARGS_LIST_MAX);
+    args_close(&f.args);
+    size += (size_t)snprintf(text + size, sizeof text - size, "stop = over\n");
+    cr_expect_eq(read_with_file(&f, text, size), ARGS_EXIT_USAGE);
+    args_close(&f.args);
 }
 
 /* Goal: no allocation failure crashes, leaks or goes unnoticed.
