@@ -85,6 +85,8 @@ AVX2FLAGS := -mavx2 -mfma -mf16c
 AVX512FLAGS := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c
 $(BUILD)/obj/kernels/cpu/avx2_%.o: ISAFLAGS := $(AVX2FLAGS)
 $(BUILD)/obj/kernels/cpu/avx512_%.o: ISAFLAGS := $(AVX512FLAGS)
+# The reference compiled again where fma is one instruction (kernels/cpu/fma_loops.c).
+$(BUILD)/obj/kernels/cpu/fma_%.o: ISAFLAGS := -mfma
 $(BUILD)/obj/kernels/%.o: KERNELFLAGS := $(if $(SAN),-O2,-O3)
 
 $(BUILD)/obj/%.o: %.c

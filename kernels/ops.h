@@ -66,7 +66,8 @@ struct op_batch {
  * rmsnorm    out[rows][cols]. Lane i of 256 starts at 0 and takes sum = fma(x[c], x[c], sum) for
  *            c = i, i+256, ... in order; then for width = 128, 64, ..., 1:
  *            lane[i] += lane[i + width]. mean = lane[0] / (float)cols;
- *            scale = 1 / sqrt(mean + eps); out = (x * scale) * weight. out may be x.
+ *            scale = 1 / sqrt(mean + eps), or NaN when mean is not finite (a row whose squares
+ *            overflow must not become silent zeros); out = (x * scale) * weight. out may be x.
  *
  * matmul     out[rows][w.rows] from x[rows][w.cols]: each element one dot product over w.cols.
  *            F32, F16: the columns are cut into 8 contiguous strands of ceil(cols/8); strand s
@@ -74,7 +75,8 @@ struct op_batch {
  *            left to right (starting from +0, so the result is never -0).
  *            Q8_0: x is quantized per 32 columns: amax = max |x|; when amax is not finite d = NaN
  *            and all q = 0; when amax < 2^-100, d = 0 and all q = 0; otherwise d = amax / 127,
- *            q = round-to-nearest-even(x * (127 / amax)). Per block s = exact integer sum of
+ *            q = round-to-nearest-even(x * (127 / amax)). (A NaN among the x makes amax not
+ *            finite.) Per block s = exact integer sum of
  *            q_w * q_x. The blocks are cut into 8 contiguous strands of ceil(blocks/8); strand
  *            sum = fma((float)s, dw * dx, sum) over its blocks in order; strands added as above.
  *
@@ -83,13 +85,16 @@ struct op_batch {
  *            the inner products rounded.
  *
  * kv_write   k, v [rows][kv_heads][head_dim] are rounded to f16 (nearest even) into the page of
- *            (row's session, position). An overflow becomes infinity and is found by all_finite.
+ *            (row's session, position). A NaN, an infinity or an overflow is stored as the quiet
+ *            NaN 0x7e00, so that every attention that reads it gives NaN (an infinite key could
+ *            vanish as exp(-infinity) = 0).
  *
  * attention  out[rows][heads][head_dim] from q of the same shape. Head h reads kv head
  *            h / (heads / kv_heads). With scale = 1 / sqrt((float)head_dim) (two roundings) and
  *            p running over positions 0 .. position[r]:
  *            score[p] = dot(k[p], q) * scale, dot as matmul F16 with K = head_dim;
- *            top = max score; e[p] = det_exp(score[p] - top);
+ *            top = max score (NaN scores passed over: their e[p] is NaN anyway);
+ *            e[p] = det_exp(score[p] - top);
  *            per tile of 64 absolute positions, in order: l_t += e[p];
  *            a_t[c] = fma(e[p], v[p][c], a_t[c]); both start at 0;
  *            l = 0 + l_0 + l_1 ..., a = 0 + a_0 + a_1 ... left to right; out = a / l.

@@ -6,14 +6,23 @@
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Fills cos_out and sin_out, each [position_count][half_dim], with cosine and sine of
  * position * base^(-i / half_dim) for pair i, computed in binary64 and rounded once to binary32.
- * base >= 1; position_count <= 2^20. */
+ * base between 1 and 1e39; position_count <= 2^20. */
 void rope_table_fill(float *cos_out, float *sin_out, uint32_t position_count, uint32_t half_dim,
                      double base);
 
-/* Exposed for tests: correctly rounded to within a few units in the last place of binary64. */
+/* Exposed for tests: within a few units in the last place of binary64. x in [0, 2^20]; base in
+ * [1, 1e39], exponent in [-1, 1]. */
 double rope_table_sin(double x);
 double rope_table_cos(double x);
 double rope_table_pow(double base, double exponent);
+
+#ifdef __cplusplus
+}
+#endif
 #endif

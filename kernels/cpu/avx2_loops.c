@@ -1,0 +1,5 @@
+#include "kernels/cpu/cpu_loops.h"
+void avx2_loops_fill(struct cpu_loops *loops)
+{
+    (void)loops;
+}

@@ -1,0 +1,69 @@
+/* The inner loops of a CPU backend, one table per instruction set. Each entry does a piece of an op
+ * (one row, a range of weight rows, some heads) in the calling thread; cpu_backend.c cuts ops into
+ * such pieces. A table is filled with the scalar loops first and then overwritten upward by each
+ * instruction set that the backend may use.
+ *
+ * Pure functions of their arguments; any thread. Shapes were checked by the caller. */
+#ifndef ODSI_KERNELS_CPU_CPU_LOOPS_H
+#define ODSI_KERNELS_CPU_CPU_LOOPS_H
+#include "kernels/cpu/cpu_weight.h"
+#include "kernels/ops.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Legend: T token rows, C columns of x (= weight cols), R weight rows. */
+struct cpu_matmul {
+    float *out;                  /* [T][R] */
+    const struct weight *weight; /* [R][C] */
+    const float *x;              /* [T][C]; F32 and F16 */
+    const int8_t *q;             /* [T][C]; Q8_0: x quantized */
+    const float *scales;         /* [T][C / 32] */
+    const int32_t *offsets;      /* [T][C / 32]: -128 * sum of the block's q */
+    uint32_t rows;               /* T */
+};
+
+/* Some heads of one kv head, for rows of one session in ascending position. */
+struct cpu_attention {
+    float *out;     /* [rows][heads][head_dim], the first row */
+    const float *q; /* as out */
+    const struct kv_pool *pool;
+    const uint32_t *page_table;
+    const uint32_t *position; /* [rows] */
+    uint32_t rows;
+    uint32_t heads; /* of the model */
+    uint32_t layer;
+    uint32_t kv_head;
+    uint32_t head_first;
+    uint32_t head_count;
+    float *scratch; /* cpu_attention_scratch floats, aligned to a cache line */
+};
+
+/* Floats that cpu_attention.scratch needs for vectors = rows * head_count queries that look at
+ * position_count positions; enough for every instruction set. */
+size_t cpu_attention_scratch(uint32_t vectors, uint32_t position_count, uint32_t head_dim);
+
+struct cpu_loops {
+    uint32_t group_rows; /* how weights are packed, see cpu_weight.h */
+    uint8_t quant_flip;
+
+    void (*rmsnorm)(float *out, const float *x, const float *weight, uint32_t cols, float eps);
+    void (*quantize)(int8_t *q, float *scales, int32_t *offsets, const float *x, uint32_t cols);
+    void (*matmul_f32)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
+    void (*matmul_f16)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
+    void (*matmul_q8)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
+    void (*rope)(float *x, const float *cos, const float *sin, uint32_t heads, uint32_t head_dim);
+    void (*kv_round)(uint16_t *to, const float *from, size_t count);
+    void (*attention)(const struct cpu_attention *job);
+    void (*silu_mul)(float *out, const float *gate, const float *up, size_t count);
+    void (*add)(float *out, const float *a, const float *b, size_t count);
+    int (*all_finite)(const float *x, size_t count);
+};
+
+/* Each fills or overwrites the entries it has. fma_loops_fill is the scalar code compiled for
+ * processors with a fused multiply-add instruction: the same bits, many times faster. */
+void scalar_loops_fill(struct cpu_loops *loops);
+void fma_loops_fill(struct cpu_loops *loops);
+void avx2_loops_fill(struct cpu_loops *loops);
+void avx512_loops_fill(struct cpu_loops *loops);
+#endif

@@ -1,0 +1,131 @@
+#include "kernels/cpu/cpu_weight.h"
+
+#include "common/base/alloc.h"
+#include "kernels/det.h"
+#include "kernels/ref/ref.h"
+
+#define QUAD       4u                 /* consecutive columns of a row that stay together */
+#define QUAD_COUNT (OPS_BLOCK / QUAD) /* of one block */
+
+enum odsi_err cpu_weight_open(struct weight **out, enum tensor_type type, uint32_t rows,
+                              uint32_t cols, uint32_t group_rows, uint8_t quant_flip)
+{
+    *out = NULL;
+    struct weight *self = NULL;
+    enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
+    if (err != ODSI_OK)
+        return err;
+    self->type = type;
+    self->rows = rows;
+    self->cols = cols;
+    self->group_rows = group_rows;
+    self->group_count = (rows + group_rows - 1) / group_rows;
+    self->quant_flip = quant_flip;
+    const size_t padded_rows = (size_t)self->group_count * group_rows;
+    const int split = type == TENSOR_Q8_0 && group_rows > 1;
+    err = alloc_aligned(&self->data, padded_rows, split ? cols : ref_row_size(type, cols));
+    if (err == ODSI_OK && split)
+        err = alloc_aligned(&self->scales, padded_rows, cols / OPS_BLOCK * sizeof *self->scales);
+    if (err != ODSI_OK) {
+        cpu_weight_close(&self);
+        return err;
+    }
+    *out = self;
+    return ODSI_OK;
+}
+
+void cpu_weight_close(struct weight **self)
+{
+    if (!*self)
+        return;
+    alloc_free((*self)->scales);
+    alloc_free((*self)->data);
+    alloc_free(*self);
+    *self = NULL;
+}
+
+/* to[col][group_rows], the lane of one row; element_size 2 or 4. */
+static void pack_float_row(struct weight *self, const uint8_t *row, uint32_t group, uint32_t lane)
+{
+    const size_t first = (size_t)group * self->cols * self->group_rows + lane;
+    if (self->type == TENSOR_F32) {
+        float *to = (float *)self->data + first;
+        for (uint32_t c = 0; c < self->cols; c++)
+            memcpy(to + (size_t)c * self->group_rows, row + c * sizeof *to, sizeof *to);
+    } else {
+        uint16_t *to = (uint16_t *)self->data + first;
+        for (uint32_t c = 0; c < self->cols; c++)
+            memcpy(to + (size_t)c * self->group_rows, row + c * sizeof *to, sizeof *to);
+    }
+}
+
+static void pack_q8_row(struct weight *self, const uint8_t *row, uint32_t group, uint32_t lane)
+{
+    const uint32_t blocks = self->cols / OPS_BLOCK;
+    const uint32_t flip = self->quant_flip * 0x01010101u;
+    for (uint32_t b = 0; b < blocks; b++) {
+        const uint8_t *block = row + (size_t)b * REF_Q8_BLOCK_SIZE;
+        const size_t index = (size_t)group * blocks + b;
+        memcpy(&self->scales[index * self->group_rows + lane], block, sizeof *self->scales);
+        uint32_t *to = (uint32_t *)self->data + index * QUAD_COUNT * self->group_rows + lane;
+        for (uint32_t i = 0; i < QUAD_COUNT; i++) {
+            uint32_t quad;
+            memcpy(&quad, block + 2 + (size_t)i * QUAD, sizeof quad);
+            to[(size_t)i * self->group_rows] = quad ^ flip;
+        }
+    }
+}
+
+void cpu_weight_pack(struct weight *self, const void *source, uint32_t group_first,
+                     uint32_t group_end)
+{
+    const size_t row_size = ref_row_size(self->type, self->cols);
+    for (uint32_t group = group_first; group < group_end; group++) {
+        for (uint32_t lane = 0; lane < self->group_rows; lane++) {
+            const uint32_t r = group * self->group_rows + lane;
+            if (r >= self->rows)
+                continue;
+            const uint8_t *row = (const uint8_t *)source + r * row_size;
+            if (self->group_rows == 1)
+                memcpy((uint8_t *)self->data + r * row_size, row, row_size);
+            else if (self->type == TENSOR_Q8_0)
+                pack_q8_row(self, row, group, lane);
+            else
+                pack_float_row(self, row, group, lane);
+        }
+    }
+}
+
+static void row_of_q8(float *out, const struct weight *self, uint32_t group, uint32_t lane)
+{
+    const uint32_t blocks = self->cols / OPS_BLOCK;
+    for (uint32_t c = 0; c < self->cols; c++) {
+        const size_t index = (size_t)group * blocks + c / OPS_BLOCK;
+        const size_t quad = index * QUAD_COUNT + c % OPS_BLOCK / QUAD;
+        const uint8_t *at =
+            (const uint8_t *)self->data + (quad * self->group_rows + lane) * QUAD + c % QUAD;
+        const float scale = det_f32_from_f16(self->scales[index * self->group_rows + lane]);
+        out[c] = scale * (float)(int8_t)(*at ^ self->quant_flip);
+    }
+}
+
+void cpu_weight_row(float *out, const struct weight *self, uint32_t row)
+{
+    if (self->group_rows == 1) {
+        const size_t offset = row * ref_row_size(self->type, self->cols);
+        ref_embed(out, self->type, (const uint8_t *)self->data + offset, self->cols);
+        return;
+    }
+    const uint32_t group = row / self->group_rows;
+    const uint32_t lane = row % self->group_rows;
+    const size_t first = (size_t)group * self->cols * self->group_rows + lane;
+    if (self->type == TENSOR_Q8_0) {
+        row_of_q8(out, self, group, lane);
+        return;
+    }
+    for (uint32_t c = 0; c < self->cols; c++) {
+        const size_t index = first + (size_t)c * self->group_rows;
+        out[c] = self->type == TENSOR_F32 ? ((const float *)self->data)[index]
+                                          : det_f32_from_f16(((const uint16_t *)self->data)[index]);
+    }
+}

@@ -1,0 +1,43 @@
+/* A weight matrix as the CPU backends keep it: a copy, so the source (a mapped file) is not needed
+ * once weight_load has returned.
+ *
+ * group_rows 1: the source layout. Otherwise group_rows consecutive rows are interleaved, so that
+ * one vector holds the same columns of all of them and a dot product streams through memory:
+ *   F32, F16  data[group][col][group_rows]
+ *   Q8_0      data[group][block][8][group_rows][4] int8, each byte xor quant_flip
+ *             scales[group][block][group_rows] f16
+ * Missing rows of the last group are zero (xor quant_flip). */
+#ifndef ODSI_KERNELS_CPU_CPU_WEIGHT_H
+#define ODSI_KERNELS_CPU_CPU_WEIGHT_H
+#include "common/base/err.h"
+#include "kernels/ops.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct weight {
+    enum tensor_type type;
+    uint32_t rows;
+    uint32_t cols;
+    uint32_t group_rows;
+    uint32_t group_count; /* rows / group_rows, rounded up */
+    uint8_t quant_flip;
+    void *data;
+    uint16_t *scales; /* NULL where data has them or the type has none */
+};
+
+/* Memory for the matrix; rows are filled by cpu_weight_pack. Errors: ODSI_ERR_NO_MEMORY.
+ * Owned: by the caller, ended with cpu_weight_close. */
+ODSI_MUST_USE enum odsi_err cpu_weight_open(struct weight **out, enum tensor_type type,
+                                            uint32_t rows, uint32_t cols, uint32_t group_rows,
+                                            uint8_t quant_flip);
+void cpu_weight_close(struct weight **self);
+
+/* Copies groups [group_first, group_end) out of source, the whole matrix in its source layout.
+ * Different groups may be packed by different threads at once. */
+void cpu_weight_pack(struct weight *self, const void *source, uint32_t group_first,
+                     uint32_t group_end);
+
+/* out[cols] = one row converted to f32, as op embed. */
+void cpu_weight_row(float *out, const struct weight *self, uint32_t row);
+#endif

@@ -1,0 +1,72 @@
+/* The scalar loops: the reference, called piece by piece. */
+#include "kernels/cpu/cpu_loops.h"
+#include "kernels/ref/ref.h"
+
+static void quantize(int8_t *q, float *scales, int32_t *offsets, const float *x, uint32_t cols)
+{
+    (void)offsets; /* only instruction sets that multiply unsigned bytes need them */
+    ref_quantize(q, scales, x, cols);
+}
+
+static void matmul_f32(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end)
+{
+    const uint32_t cols = job->weight->cols;
+    for (uint32_t r = group_first; r < group_end; r++) {
+        const float *w = (const float *)job->weight->data + (size_t)r * cols;
+        for (uint32_t t = 0; t < job->rows; t++)
+            job->out[(size_t)t * job->weight->rows + r] =
+                ref_dot_f32(w, job->x + (size_t)t * cols, cols);
+    }
+}
+
+static void matmul_f16(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end)
+{
+    const uint32_t cols = job->weight->cols;
+    for (uint32_t r = group_first; r < group_end; r++) {
+        const uint16_t *w = (const uint16_t *)job->weight->data + (size_t)r * cols;
+        for (uint32_t t = 0; t < job->rows; t++)
+            job->out[(size_t)t * job->weight->rows + r] =
+                ref_dot_f16(w, job->x + (size_t)t * cols, cols);
+    }
+}
+
+static void matmul_q8(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end)
+{
+    const uint32_t cols = job->weight->cols;
+    const uint32_t blocks = cols / OPS_BLOCK;
+    for (uint32_t r = group_first; r < group_end; r++) {
+        const uint8_t *w = (const uint8_t *)job->weight->data + r * ref_row_size(TENSOR_Q8_0, cols);
+        for (uint32_t t = 0; t < job->rows; t++)
+            job->out[(size_t)t * job->weight->rows + r] =
+                ref_dot_q8(w, job->q + (size_t)t * cols, job->scales + (size_t)t * blocks, cols);
+    }
+}
+
+static void attention(const struct cpu_attention *job)
+{
+    const size_t head_dim = job->pool->head_dim;
+    for (uint32_t r = 0; r < job->rows; r++) {
+        for (uint32_t h = job->head_first; h < job->head_first + job->head_count; h++) {
+            const size_t at = ((size_t)r * job->heads + h) * head_dim;
+            ref_attention(job->out + at, job->q + at, job->pool, job->layer, job->kv_head,
+                          job->page_table, job->position[r], job->scratch);
+        }
+    }
+}
+
+void scalar_loops_fill(struct cpu_loops *loops)
+{
+    loops->group_rows = 1;
+    loops->quant_flip = 0;
+    loops->rmsnorm = ref_rmsnorm;
+    loops->quantize = quantize;
+    loops->matmul_f32 = matmul_f32;
+    loops->matmul_f16 = matmul_f16;
+    loops->matmul_q8 = matmul_q8;
+    loops->rope = ref_rope;
+    loops->kv_round = ref_kv_round;
+    loops->attention = attention;
+    loops->silu_mul = ref_silu_mul;
+    loops->add = ref_add;
+    loops->all_finite = ref_all_finite;
+}
