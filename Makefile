@@ -47,7 +47,7 @@ C_hop := $(wildcard worker/hop/*.c)
 C_gateway := $(filter-out worker/gateway/main.c,$(wildcard worker/gateway/*.c))
 C_cli := $(filter-out worker/cli/main.c,$(wildcard worker/cli/*.c))
 C_coordinator := $(filter-out coordinator/main.c,$(wildcard coordinator/*.c))
-C_support := $(wildcard tests/support/*.c)
+C_support := $(filter-out tests/support/tsan_arena.c,$(wildcard tests/support/*.c))
 LIBRARIES := base crypto wire net kernels model engine hop gateway cli coordinator support
 
 PROTOS := $(wildcard proto/odsi/v1/*.proto proto/grpc/*/*/*.proto)
@@ -156,16 +156,21 @@ INTEGRATION_TESTS := $(patsubst tests/integration/%.c,$(BUILD)/tests/integration
   $(wildcard tests/integration/test_*.c))
 NEEDS_test := support hop gateway coordinator cli engine model kernels net proto wire crypto base
 
+TSAN_ARENA := $(if $(filter thread,$(SAN)),$(BUILD)/obj/tests/support/tsan_arena.o)
+
 define unit_test
-$(BUILD)/tests/unit_$(1): $(call objects,$(wildcard tests/unit/$(1)/*.c)) $(call archives,$(NEEDS_test))
+$(BUILD)/tests/unit_$(1): $(call objects,$(wildcard tests/unit/$(1)/*.c)) $(TSAN_ARENA) \
+  $(call archives,$(NEEDS_test))
 	@mkdir -p $$(@D)
 	$$(link) -lcriterion $(SYS_all)
 endef
 $(foreach folder,$(UNIT_FOLDERS),$(eval $(call unit_test,$(folder))))
-$(BUILD)/tests/kernels: $(call objects,$(wildcard tests/kernels/*.c)) $(call archives,kernels crypto base)
+$(BUILD)/tests/kernels: $(call objects,$(wildcard tests/kernels/*.c)) $(TSAN_ARENA) \
+  $(call archives,kernels crypto base)
 	@mkdir -p $(@D)
 	$(link) -lcriterion $(SYS_crypto)
-$(BUILD)/tests/integration_%: $(BUILD)/obj/tests/integration/%.o $(call archives,$(NEEDS_test))
+$(BUILD)/tests/integration_%: $(BUILD)/obj/tests/integration/%.o $(TSAN_ARENA) \
+  $(call archives,$(NEEDS_test))
 	@mkdir -p $(@D)
 	$(link) -lcriterion $(SYS_all)
 
