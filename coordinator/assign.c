@@ -16,6 +16,7 @@ struct window {
     uint32_t weak_count; /* least replicated layers inside: more is better */
     uint64_t holder_sum; /* less is better */
     double speed_min;    /* less is better */
+    double speed_sum;    /* less is better */
     uint32_t gap_size;   /* of the gap that holds all of it, 0 if none does: less is better */
 };
 
@@ -62,6 +63,7 @@ static struct window measure_window(const struct layer *layers, uint32_t first, 
     for (uint32_t i = first; i < first + size; i++) {
         window.weak_count += layers[i].holder_count == least;
         window.holder_sum += layers[i].holder_count;
+        window.speed_sum += layers[i].speed;
         if (layers[i].speed < window.speed_min)
             window.speed_min = layers[i].speed;
     }
@@ -79,6 +81,8 @@ static int is_better(const struct window *a, const struct window *b)
         return a->holder_sum < b->holder_sum;
     if (a->speed_min < b->speed_min || a->speed_min > b->speed_min)
         return a->speed_min < b->speed_min;
+    if (a->speed_sum < b->speed_sum || a->speed_sum > b->speed_sum)
+        return a->speed_sum < b->speed_sum;
     return a->gap_size < b->gap_size;
 }
 

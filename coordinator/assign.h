@@ -6,6 +6,7 @@
  *   1. it holds most of the least replicated layers (the unserved ones, while there are any);
  *   2. its layers are held by the fewest members, counted over the whole window;
  *   3. its slowest layer is the slowest, by the sum of the speeds that its holders advertise;
+ *      then the sum of that over its layers is the least;
  *   4. it lies inside the shortest gap that it does not overflow, so that long gaps stay whole;
  *   5. it starts at the lowest layer.
  *

@@ -607,9 +607,10 @@ static enum odsi_err check_owner(sqlite3 *db)
 {
     int64_t id = 0;
     int64_t table_count = 0;
-    enum odsi_err err = query_number(db, "PRAGMA application_id", &id);
+    /* In this order: another instance may make both, in one transaction, between the two. */
+    enum odsi_err err = query_number(db, "SELECT count(*) FROM sqlite_schema", &table_count);
     if (err == ODSI_OK)
-        err = query_number(db, "SELECT count(*) FROM sqlite_schema", &table_count);
+        err = query_number(db, "PRAGMA application_id", &id);
     if (err == ODSI_OK && id != APPLICATION_ID && table_count > 0)
         err = odsi_fail(ODSI_ERR_CORRUPT,
                         "store: this SQLite file belongs to another program; name a new one");
@@ -678,22 +679,34 @@ static enum odsi_err migrate(sqlite3 *db)
     return err;
 }
 
+/* Of several instances that open a new file at once, one turns it into a write-ahead log, and
+ * SQLite tells the others "busy" without waiting (two upgrades of a lock could wait for ever). */
+static enum odsi_err use_write_ahead_log(sqlite3 *db)
+{
+    const int step_ms = 5;
+    for (int waited_ms = 0;; waited_ms += step_ms) {
+        const enum odsi_err err = run_sql(db, "PRAGMA journal_mode = WAL", "opening");
+        if (err != ODSI_ERR_BUSY || waited_ms >= (int)STORE_BUSY_MS)
+            return err;
+        (void)sqlite3_sleep(step_ms);
+    }
+}
+
 static enum odsi_err configure(sqlite3 *db, uint32_t page_count_max)
 {
-    enum odsi_err err = ODSI_OK;
     (void)sqlite3_extended_result_codes(db, 1);
     (void)sqlite3_busy_timeout(db, (int)STORE_BUSY_MS);
     if (sqlite3_db_readonly(db, "main") == 1)
         return odsi_fail(ODSI_ERR_IO, "store: it may not be written; check its permissions");
-    err = check_owner(db); /* before anything is changed in it */
-    if (err != ODSI_OK)
-        return err;
+    enum odsi_err err = check_owner(db); /* before anything is changed in it */
+    if (err == ODSI_OK)
+        err = use_write_ahead_log(db);
     /* trusted_schema: functions in a file's schema are not ours to run. */
-    err = run_sql(db,
-                  "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;"
-                  "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
-                  "PRAGMA journal_size_limit = 16777216",
-                  "opening");
+    if (err == ODSI_OK)
+        err = run_sql(db,
+                      "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;"
+                      "PRAGMA synchronous = NORMAL; PRAGMA journal_size_limit = 16777216",
+                      "opening");
     if (err == ODSI_OK && page_count_max > 0) {
         char *sql = sqlite3_mprintf("PRAGMA max_page_count = %u", page_count_max);
         err = sql ? run_sql(db, sql, "opening") : odsi_fail(ODSI_ERR_NO_MEMORY, "store: no memory");
