@@ -19,8 +19,8 @@ void deadline_estimate_add(struct deadline_estimate *self, uint32_t sample_us)
         *self = (struct deadline_estimate){sample_us, sample_us / 2, 1};
         return;
     }
-    const uint32_t error_us = sample_us > self->mean_us ? sample_us - self->mean_us
-                                                        : self->mean_us - sample_us;
+    const uint32_t error_us =
+        sample_us > self->mean_us ? sample_us - self->mean_us : self->mean_us - sample_us;
     self->deviation_us = (uint32_t)((3 * (uint64_t)self->deviation_us + error_us) / 4);
     self->mean_us = (uint32_t)((7 * (uint64_t)self->mean_us + sample_us) / 8);
     if (self->sample_count < UINT32_MAX)

@@ -35,8 +35,7 @@ uint64_t deadline_step_us(const struct deadline_stage *stages, uint32_t stage_co
  * deadline is tight, and the workers see it as negative slack. Every part is at least 1, since 0
  * means "no deadline" on the wire. */
 void deadline_cut_answer(uint64_t left_us, uint64_t prefill_us, uint64_t step_us,
-                         uint32_t new_count, uint64_t *prefill_budget_us,
-                         uint64_t *step_budget_us);
+                         uint32_t new_count, uint64_t *prefill_budget_us, uint64_t *step_budget_us);
 /* The share of budget_us that belongs to one stage: in proportion to its expected compute plus
  * network. positions: 1 for a decode step, more for a prompt chunk. At least 1. */
 uint64_t deadline_stage_budget_us(uint64_t budget_us, const struct deadline_stage *stages,

@@ -46,8 +46,7 @@ static void close_stages(struct reach *reach, const struct entry *entries,
     for (uint32_t i = 0; i < member_count; i++) {
         if (!holds(&members[i], boundary - 1) || !entries[i].open)
             continue;
-        const uint64_t cost =
-            (uint64_t)(entries[i].key + (int64_t)boundary * members[i].layer_us);
+        const uint64_t cost = (uint64_t)(entries[i].key + (int64_t)boundary * members[i].layer_us);
         if (cost >= reach[boundary].cost_us)
             continue;
         reach[boundary] = (struct reach){cost, i, entries[i].layer_first};
@@ -56,14 +55,13 @@ static void close_stages(struct reach *reach, const struct entry *entries,
 
 /* Lets every member that holds the layer after boundary begin a stage there. */
 static void open_stages(struct entry *entries, const struct reach *at,
-                        const struct path_member *members, uint32_t member_count,
-                        uint32_t boundary)
+                        const struct path_member *members, uint32_t member_count, uint32_t boundary)
 {
     for (uint32_t i = 0; i < member_count; i++) {
         if (!holds(&members[i], boundary))
             continue;
-        const int64_t key = (int64_t)at->cost_us + member_hop_us(&members[i]) +
-                            members[i].wait_us - (int64_t)boundary * members[i].layer_us;
+        const int64_t key = (int64_t)at->cost_us + member_hop_us(&members[i]) + members[i].wait_us -
+                            (int64_t)boundary * members[i].layer_us;
         if (!entries[i].open || key < entries[i].key)
             entries[i] = (struct entry){key, boundary, 1};
     }
@@ -185,15 +183,14 @@ static void spread_load(struct path_stage *stages, uint32_t stage_count, uint32_
                   (i == stage->member_index || !in_path(stages, stage_count, i));
     if (equals < 2)
         return;
-    const uint32_t one = draw(stages, stage_count, stage_index, members, member_count, random,
-                              equals, UINT32_MAX);
-    const uint32_t other = draw(stages, stage_count, stage_index, members, member_count, random,
-                                equals - 1, one);
+    const uint32_t one =
+        draw(stages, stage_count, stage_index, members, member_count, random, equals, UINT32_MAX);
+    const uint32_t other =
+        draw(stages, stage_count, stage_index, members, member_count, random, equals - 1, one);
     const uint32_t layers = stage->layer_end - stage->layer_first;
-    stage->member_index = path_stage_cost(&members[other], layers) <
-                                  path_stage_cost(&members[one], layers)
-                              ? other
-                              : one;
+    stage->member_index =
+        path_stage_cost(&members[other], layers) < path_stage_cost(&members[one], layers) ? other
+                                                                                          : one;
 }
 
 enum odsi_err path_choose(struct path_stage *stages, uint32_t *stage_count,

@@ -87,8 +87,8 @@ enum odsi_err state_file_write(const char *path, const void *data, size_t size)
     if (close(fd) != 0 && err == ODSI_OK)
         err = odsi_fail(ODSI_ERR_IO, "cannot write %s: %s", temporary, strerror(errno));
     if (err == ODSI_OK && rename(temporary, path) != 0)
-        err = odsi_fail(ODSI_ERR_IO, "cannot rename %s to %s: %s", temporary, path,
-                        strerror(errno));
+        err =
+            odsi_fail(ODSI_ERR_IO, "cannot rename %s to %s: %s", temporary, path, strerror(errno));
     if (err != ODSI_OK)
         unlink(temporary);
     return err;

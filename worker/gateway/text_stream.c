@@ -10,9 +10,10 @@ static const char REPLACEMENT[] = "\xEF\xBF\xBD"; /* U+FFFD */
 
 struct text_stream {
     const struct tokenizer *tokenizer;
-    struct text_stream_stop stops[LIMIT_STOP_COUNT];
+    struct stop_string stops[LIMIT_STOP_COUNT];
     uint32_t stop_count;
-    int drop_space; /* until the first token with text */
+    int at_start;   /* until the first token with text */
+    int drop_space; /* the first byte of raw is the tokenizer's, not the answer's */
     int ended;
     struct buf raw;   /* held back: may become part of a stop string or of a character */
     struct buf ready; /* valid UTF-8 */
@@ -21,8 +22,7 @@ struct text_stream {
 };
 
 enum odsi_err text_stream_open(struct text_stream **out, const struct tokenizer *tokenizer,
-                               const struct text_stream_stop *stops, uint32_t stop_count,
-                               int at_start)
+                               const struct stop_string *stops, uint32_t stop_count, int at_start)
 {
     *out = NULL;
     if (stop_count > LIMIT_STOP_COUNT)
@@ -34,7 +34,7 @@ enum odsi_err text_stream_open(struct text_stream **out, const struct tokenizer 
         return err;
     self->tokenizer = tokenizer;
     self->stop_count = stop_count;
-    self->drop_space = at_start;
+    self->at_start = at_start;
     for (uint32_t i = 0; i < stop_count; i++) {
         ODSI_ASSERT(stops[i].size > 0 && stops[i].size <= LIMIT_STOP_SIZE);
         self->stops[i] = stops[i];
@@ -100,11 +100,24 @@ int text_stream_is_utf8(const char *text, size_t size)
     return 1;
 }
 
+/* Forgets what was handed out, once that is most of it. */
+static void compact(struct text_stream *self)
+{
+    if (self->taken == 0 || self->taken < self->ready.size / 2)
+        return;
+    memmove(self->ready.data, self->ready.data + self->taken, self->ready.size - self->taken);
+    self->ready.size -= self->taken;
+    self->taken = 0;
+}
+
 /* Moves the first size bytes of raw to ready. */
 static enum odsi_err release(struct text_stream *self, size_t size)
 {
+    compact(self);
     const uint8_t *from = self->raw.data;
-    for (size_t i = 0; i < size;) {
+    const size_t dropped = self->drop_space && size > 0;
+    self->drop_space -= (int)dropped;
+    for (size_t i = dropped; i < size;) {
         size_t bad_size = 0;
         const size_t length = character(from + i, size - i, &bad_size);
         if (length > 0)
@@ -129,8 +142,8 @@ static size_t find_stop(const struct text_stream *self)
 {
     size_t first = self->raw.size;
     for (uint32_t i = 0; i < self->stop_count && self->raw.size > 0; i++) {
-        const uint8_t *at = memmem(self->raw.data, self->raw.size, self->stops[i].text,
-                                   self->stops[i].size);
+        const uint8_t *at =
+            memmem(self->raw.data, self->raw.size, self->stops[i].data, self->stops[i].size);
         if (at && (size_t)(at - self->raw.data) < first)
             first = (size_t)(at - self->raw.data);
     }
@@ -142,10 +155,10 @@ static size_t held_size(const struct text_stream *self)
 {
     size_t held = 0;
     for (uint32_t i = 0; i < self->stop_count; i++) {
-        const struct text_stream_stop *stop = &self->stops[i];
+        const struct stop_string *stop = &self->stops[i];
         size_t size = stop->size - 1 < self->raw.size ? stop->size - 1 : self->raw.size;
         for (; size > held; size--) {
-            if (memcmp(self->raw.data + self->raw.size - size, stop->text, size) == 0)
+            if (memcmp(self->raw.data + self->raw.size - size, stop->data, size) == 0)
                 held = size;
         }
     }
@@ -169,12 +182,11 @@ enum odsi_err text_stream_push(struct text_stream *self, uint32_t token, int *st
     *stopped = 0;
     ODSI_ASSERT(!self->ended);
     const size_t piece_size = tokenizer_piece(self->tokenizer, token, self->piece);
-    size_t skipped = 0;
-    if (self->drop_space && piece_size > 0) {
-        skipped = (size_t)begins_with_own_space(self, token, piece_size);
-        self->drop_space = 0;
+    if (self->at_start && piece_size > 0) {
+        self->drop_space = begins_with_own_space(self, token, piece_size);
+        self->at_start = 0;
     }
-    enum odsi_err err = buf_append(&self->raw, self->piece + skipped, piece_size - skipped);
+    enum odsi_err err = buf_append(&self->raw, self->piece, piece_size);
     if (err != ODSI_OK)
         return err;
     const size_t stop = find_stop(self);
@@ -200,10 +212,6 @@ enum odsi_err text_stream_end(struct text_stream *self)
 void text_stream_take(struct text_stream *self, size_t size_max, const char **text, size_t *size)
 {
     ODSI_ASSERT(size_max >= 4);
-    if (self->taken == self->ready.size) {
-        buf_reset(&self->ready);
-        self->taken = 0;
-    }
     size_t end = self->ready.size;
     if (end - self->taken > size_max) {
         end = self->taken + size_max;

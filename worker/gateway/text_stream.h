@@ -8,7 +8,7 @@
 #ifndef ODSI_WORKER_GATEWAY_TEXT_STREAM_H
 #define ODSI_WORKER_GATEWAY_TEXT_STREAM_H
 #include "common/base/err.h"
-#include "common/base/limits.h"
+#include "worker/engine/stop.h"
 #include "worker/model/tokenizer.h"
 
 #include <stddef.h>
@@ -17,11 +17,6 @@
 /* Text that waits for a slow reader. */
 #define TEXT_STREAM_SIZE_MAX (16u << 20)
 
-struct text_stream_stop {
-    char text[LIMIT_STOP_SIZE];
-    uint32_t size; /* 1 to LIMIT_STOP_SIZE */
-};
-
 struct text_stream;
 
 /* stops are copied; tokenizer must outlive the stream. at_start: no text stands before the answer,
@@ -29,8 +24,8 @@ struct text_stream;
  * Errors: ODSI_ERR_INVALID (more than LIMIT_STOP_COUNT stops), ODSI_ERR_NO_MEMORY. */
 ODSI_MUST_USE enum odsi_err text_stream_open(struct text_stream **out,
                                              const struct tokenizer *tokenizer,
-                                             const struct text_stream_stop *stops,
-                                             uint32_t stop_count, int at_start);
+                                             const struct stop_string *stops, uint32_t stop_count,
+                                             int at_start);
 void text_stream_close(struct text_stream **self);
 
 /* Adds one token; *stopped is set when a stop string is complete, after which the stream has
