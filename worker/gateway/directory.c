@@ -2,7 +2,7 @@
 
 #include "common/base/alloc.h"
 #include "common/base/bytes.h"
-#include "worker/gateway/state_file.h"
+#include "common/base/io.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -389,7 +389,7 @@ enum odsi_err directory_load(struct directory *self, const char *path)
 {
     struct buf content;
     buf_init(&content, FILE_SIZE_MAX);
-    enum odsi_err err = state_file_read(path, &content);
+    enum odsi_err err = io_read_file(path, &content);
     if (err == ODSI_OK) {
         err = directory_decode(self, content.data, content.size);
         if (err != ODSI_OK)
@@ -405,7 +405,7 @@ enum odsi_err directory_save(const struct directory *self, const char *path)
     buf_init(&content, FILE_SIZE_MAX);
     enum odsi_err err = directory_encode(self, &content);
     if (err == ODSI_OK)
-        err = state_file_write(path, content.data, content.size);
+        err = io_write_file(path, content.data, content.size, 0600, 0);
     buf_free(&content);
     return err;
 }

@@ -1,13 +1,13 @@
 #include "worker/gateway/directory_client.h"
 
 #include "common/base/alloc.h"
+#include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/net/rpc_call.h"
 #include "common/net/rpc_client.h"
 #include "common/net/rpc_pack.h"
 #include "odsi/v1/coordinator.pb-c.h"
 #include "worker/gateway/known_peers.h"
-#include "worker/gateway/state_file.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -28,8 +28,8 @@ struct coordinator {
 struct directory_client {
     struct rpc_loop *loop;
     const struct identity *identity;
-    char known_peers_path[STATE_FILE_PATH_SIZE];
-    char cache_path[STATE_FILE_PATH_SIZE];
+    char known_peers_path[IO_PATH_SIZE];
+    char cache_path[IO_PATH_SIZE];
     struct directory *directory;
     void (*on_update)(void *context, int members_changed);
     void *context;

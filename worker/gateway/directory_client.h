@@ -29,7 +29,7 @@ struct directory_client_config {
 ODSI_MUST_USE enum odsi_err directory_client_open(struct directory_client **out,
                                                   struct rpc_loop *loop,
                                                   const struct directory_client_config *config);
-/* Stops watching; on_closed(context) follows on the loop, and nothing is called after it. */
+/* Stops watching; on_closed(context) follows, perhaps before this returns, and nothing after it. */
 void directory_client_close(struct directory_client **self, void (*on_closed)(void *context),
                             void *context);
 

@@ -416,13 +416,15 @@ enum odsi_err generate_token(struct generate *self, uint32_t stage,
     return break_corrupt(self, stage, token->position);
 }
 
-void generate_stage_failed(struct generate *self, uint32_t blamed, uint32_t epoch,
-                           enum odsi_err err, uint32_t position, const char *text, uint64_t now_us)
+void generate_stage_failed(struct generate *self, uint32_t stage, uint32_t epoch, enum odsi_err err,
+                           uint32_t position, const char *text, uint64_t now_us)
 {
     self->now_us = now_us;
     if (has_ended(self) || self->state == NO_PATH || epoch != self->epoch ||
-        blamed >= self->stage_count)
+        stage >= self->stage_count)
         return;
+    const int speaks_of_next = err == ODSI_ERR_UNAVAILABLE && self->state != OPENING;
+    const uint32_t blamed = speaks_of_next ? (stage + 1) % self->stage_count : stage;
     break_path(self, blamed, err == ODSI_OK ? ODSI_ERR_INTERNAL : err, position, text);
 }
 

@@ -96,9 +96,10 @@ struct generate_token {
 enum odsi_err generate_token(struct generate *self, uint32_t stage,
                              const struct generate_token *token, uint64_t now_us);
 
-/* A worker reports that `blamed` cannot go on. Stale epochs are ignored. */
-void generate_stage_failed(struct generate *self, uint32_t blamed, uint32_t epoch,
-                           enum odsi_err err, uint32_t position, const char *text, uint64_t now_us);
+/* A stage reports that the session cannot go on. Stale epochs are ignored. A stage that runs and
+ * finds a peer unavailable speaks of the stage after it, which is then the one to avoid. */
+void generate_stage_failed(struct generate *self, uint32_t stage, uint32_t epoch, enum odsi_err err,
+                           uint32_t position, const char *text, uint64_t now_us);
 /* The connection to a stage is lost, or something could not be sent to it. */
 void generate_link_broken(struct generate *self, uint32_t stage, const char *text, uint64_t now_us);
 

@@ -1,8 +1,8 @@
 #include "worker/gateway/known_peers.h"
 
 #include "common/base/buf.h"
+#include "common/base/io.h"
 #include "common/base/limits.h"
-#include "worker/gateway/state_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -84,7 +84,7 @@ static enum odsi_err check_locked(int fd, const char *path, const char *address,
     struct digest remembered;
     int found = 0;
     buf_init(&content, KNOWN_PEERS_SIZE_MAX);
-    enum odsi_err err = state_file_read(path, &content);
+    enum odsi_err err = io_read_file(path, &content);
     if (err == ODSI_OK)
         err = search(path, buf_text_view(&content), content.size, address, &remembered, &found);
     buf_free(&content);

@@ -1,0 +1,182 @@
+#include "worker/gateway/encoder.h"
+
+#include "common/base/alloc.h"
+
+#include <pthread.h>
+#include <string.h>
+
+struct encoder_job {
+    struct encoder_job *next;
+    const struct tokenizer *tokenizer;
+    char *text;
+    size_t size;
+    uint32_t token_max;
+    /* What came out; written by the thread before the job is posted back. */
+    uint32_t *tokens;
+    uint32_t count;
+    struct odsi_failure failure;
+    /* Loop thread only; NULL once cancelled. */
+    void (*on_encoded)(void *user, enum odsi_err err, uint32_t *tokens, uint32_t count);
+    void *user;
+};
+
+struct encoder {
+    struct rpc_loop *loop;
+    pthread_t thread;
+    pthread_mutex_t lock; /* guards what follows */
+    pthread_cond_t changed;
+    struct encoder_job *first;
+    struct encoder_job **last;
+    size_t waiting_size;
+    int closing;
+};
+
+static void job_free(struct encoder_job *job)
+{
+    alloc_free(job->text);
+    alloc_free(job->tokens);
+    alloc_free(job);
+}
+
+/* Loop thread: hands the result over. */
+static void deliver(void *context)
+{
+    struct encoder_job *job = context;
+    if (job->on_encoded) {
+        uint32_t *tokens = job->tokens;
+        job->tokens = NULL;
+        if (job->failure.err != ODSI_OK)
+            odsi_fail(job->failure.err, "%s", job->failure.text);
+        job->on_encoded(job->user, job->failure.err, tokens, job->count);
+    }
+    job_free(job);
+}
+
+static void encode(struct encoder_job *job)
+{
+    /* A token adds at least one byte, but for the bos in front and the space of the tokenizer. */
+    const size_t most = job->size + 3;
+    job->count = most < job->token_max ? (uint32_t)most : job->token_max;
+    enum odsi_err err = alloc_zeroed(&job->tokens, job->count, sizeof *job->tokens);
+    if (err == ODSI_OK)
+        err = tokenizer_encode(job->tokenizer, job->text, job->size, job->tokens, &job->count);
+    if (err != ODSI_OK)
+        odsi_failure_take(&job->failure, err);
+    if (err != ODSI_OK && err != ODSI_ERR_RANGE)
+        job->count = 0;
+}
+
+static struct encoder_job *take(struct encoder *self)
+{
+    pthread_mutex_lock(&self->lock);
+    while (!self->first && !self->closing)
+        pthread_cond_wait(&self->changed, &self->lock);
+    struct encoder_job *job = self->closing ? NULL : self->first;
+    if (job) {
+        self->first = job->next;
+        if (!self->first)
+            self->last = &self->first;
+        self->waiting_size -= job->size;
+    }
+    pthread_mutex_unlock(&self->lock);
+    return job;
+}
+
+static void *run(void *context)
+{
+    struct encoder *self = context;
+    struct encoder_job *job;
+    while ((job = take(self))) {
+        encode(job);
+        if (rpc_loop_post(self->loop, deliver, job) != ODSI_OK)
+            job_free(job); /* the loop is closing: nobody waits any more */
+    }
+    return NULL;
+}
+
+enum odsi_err encoder_open(struct encoder **out, struct rpc_loop *loop)
+{
+    struct encoder *self = NULL;
+    *out = NULL;
+    const enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
+    if (err != ODSI_OK)
+        return err;
+    self->loop = loop;
+    self->last = &self->first;
+    pthread_mutex_init(&self->lock, NULL);
+    pthread_cond_init(&self->changed, NULL);
+    if (pthread_create(&self->thread, NULL, run, self) != 0) {
+        pthread_cond_destroy(&self->changed);
+        pthread_mutex_destroy(&self->lock);
+        alloc_free(self);
+        return odsi_fail(ODSI_ERR_NO_MEMORY, "cannot start the thread that tokenizes");
+    }
+    *out = self;
+    return ODSI_OK;
+}
+
+void encoder_close(struct encoder **self_pointer)
+{
+    struct encoder *self = *self_pointer;
+    if (!self)
+        return;
+    pthread_mutex_lock(&self->lock);
+    self->closing = 1;
+    pthread_cond_signal(&self->changed);
+    pthread_mutex_unlock(&self->lock);
+    pthread_join(self->thread, NULL);
+    while (self->first) {
+        struct encoder_job *job = self->first;
+        self->first = job->next;
+        job_free(job);
+    }
+    pthread_cond_destroy(&self->changed);
+    pthread_mutex_destroy(&self->lock);
+    alloc_free(self);
+    *self_pointer = NULL;
+}
+
+enum odsi_err
+encoder_start(struct encoder *self, struct encoder_job **out, const struct tokenizer *tokenizer,
+              const char *text, size_t size, uint32_t token_max,
+              void (*on_encoded)(void *user, enum odsi_err err, uint32_t *tokens, uint32_t count),
+              void *user)
+{
+    struct encoder_job *job = NULL;
+    *out = NULL;
+    enum odsi_err err = alloc_zeroed(&job, 1, sizeof *job);
+    if (err != ODSI_OK)
+        return err;
+    job->tokenizer = tokenizer;
+    job->size = size;
+    job->token_max = token_max;
+    job->on_encoded = on_encoded;
+    job->user = user;
+    err = alloc_text(&job->text, text, size);
+    if (err != ODSI_OK) {
+        job_free(job);
+        return err;
+    }
+    pthread_mutex_lock(&self->lock);
+    if (self->waiting_size + size > ENCODER_QUEUE_SIZE) {
+        err = odsi_fail(ODSI_ERR_BUSY, "too many long prompts are waiting; try again later");
+    } else {
+        self->waiting_size += size;
+        *self->last = job;
+        self->last = &job->next;
+        pthread_cond_signal(&self->changed);
+    }
+    pthread_mutex_unlock(&self->lock);
+    if (err != ODSI_OK)
+        job_free(job);
+    else
+        *out = job;
+    return err;
+}
+
+void encoder_cancel(struct encoder_job **job)
+{
+    if (*job)
+        (*job)->on_encoded = NULL;
+    *job = NULL;
+}
