@@ -174,10 +174,102 @@ $(BUILD)/tests/integration_%: $(BUILD)/obj/tests/integration/%.o $(TSAN_ARENA) \
 	@mkdir -p $(@D)
 	$(link) -lcriterion $(SYS_all)
 
-.PHONY: setup help clean
-setup:
+# ---- targets for people -------------------------------------------------------------------------
+# What a target needs installed comes first, and only then is anything asked about: the part of it
+# that builds is a second make, which sees the machine as setup left it and uses all cores.
+JOBS ?= $(shell nproc)
+again = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
+ifndef ODSI_MAKE_START
+export ODSI_MAKE_START := $(shell date +%s)
+endif
+PREFIX ?= /usr/local
+
+.PHONY: help
+help: ## list these targets
+	@echo 'make TARGET [SAN=address,undefined|thread] [CUDA=0|1] [V=1]'
+	@awk -F ':[^#]*## ' '/^[a-z-]+:[^#=]*## /{printf "  %-14s %s\n", $$1, $$2}' Makefile
+
+.PHONY: setup
+setup: ## install the Debian packages that are missing
 	@deploy/setup
-clean:
+
+.PHONY: run
+run: setup ## start a local swarm of three workers and let it write a story
+	@$(again) all
+	@$(BIN)/odsi local --workers 3 --model deploy/demo/odsi-tiny-q8_0.gguf --threads 1 -- \
+	  $(BIN)/odsi generate --prompt 'Once upon a time' --max-tokens 96 --temperature 0
+	@echo "make run: $$(($$(date +%s) - ODSI_MAKE_START)) s from typing it to the end"
+
+# CUDA kernels are optional: say so when they are left out, and insist on them with CUDA=1.
+.PHONY: cuda-note
+cuda-note:
+ifneq ($(wildcard kernels/cuda/*.cu),)
+ifeq ($(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),)
+	$(if $(filter 1,$(CUDA)),$(error CUDA=1, but nvcc is neither in PATH nor in /usr/local/cuda/bin))
+	@echo 'no nvcc here: the CUDA kernels are neither built nor tested'
+endif
+endif
+
+CHECKS := $(foreach file,$(wildcard tests/tidy/*.py),$(basename $(notdir $(file)))=$(file))
+TEST_PROGRAMS := $(UNIT_TESTS) $(KERNEL_TESTS) $(INTEGRATION_TESTS)
+.PHONY: test tests-built
+tests-built: all $(TEST_PROGRAMS) check-headers
+test: setup cuda-note ## build and run every test that this machine can run
+	@$(again) tests-built
+	@tests/run.py --build $(BUILD) $(if $(SAN),--limit 2700) $(CHECKS) \
+	  $(foreach program,$(TEST_PROGRAMS),$(notdir $(program))=$(program))
+
+# Every header compiles alone, those that CUDA sources include also as C++.
+HEADERS := $(wildcard $(foreach folder,common/* kernels kernels/* worker/* coordinator tests/*,\
+  $(folder)/*.h))
+CXX_HEADERS := $(wildcard kernels/*.h common/base/*.h)
+.PHONY: check-headers headers-c headers-c++
+check-headers: headers-c headers-c++ ## compile every header alone
+headers-c: $(HEADERS:%=$(BUILD)/headers/c/%.ok)
+headers-c++: $(CXX_HEADERS:%=$(BUILD)/headers/c++/%.ok)
+check_header = @mkdir -p $(@D); $(1) $(CPPFLAGS) -Wall -Wextra -Werror -fsyntax-only -MMD -MP \
+  -MF $(@:.ok=.d) -MT $@ -include $< -x $(2) /dev/null && touch $@
+$(BUILD)/headers/c/%.ok: % | $(PB_H)
+	$(call check_header,$(CC) -std=c11 -D_GNU_SOURCE -Wstrict-prototypes,c)
+$(BUILD)/headers/c++/%.ok: %
+	$(call check_header,$(CXX) -std=c++17,c++)
+
+SOURCES := $(filter-out build/%,$(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh' 2>/dev/null))
+.PHONY: setup-dev check-style analyze valgrind
+setup-dev:
+	@deploy/setup --dev
+check-style: setup-dev ## compare every source with .clang-format
+	@clang-format --dry-run -Werror $(SOURCES)
+	@echo 'check-style: $(words $(SOURCES)) files are formatted'
+
+analyze: setup-dev ## static analysis of every source (clang-tidy, .clang-tidy)
+	@$(again) analyzed
+.PHONY: analyzed
+analyzed: $(patsubst %,$(BUILD)/analyze/%.ok,$(filter %.c,$(SOURCES)))
+	@echo 'analyze: nothing found in $(words $^) files'
+$(BUILD)/analyze/kernels/cpu/avx2_%.ok: ISAFLAGS := $(AVX2FLAGS)
+$(BUILD)/analyze/kernels/cpu/avx512_%.ok: ISAFLAGS := $(AVX512FLAGS)
+$(BUILD)/analyze/%.ok: % .clang-tidy | $(PB_H) $(GEN)/odsi_version.h
+	@mkdir -p $(@D)
+	$(call say,TIDY,$<)clang-tidy --quiet $< -- -std=c11 -D_GNU_SOURCE $(CPPFLAGS) $(ISAFLAGS) \
+	  2>$(@:.ok=.log) || { cat $(@:.ok=.log) >&2; exit 1; }
+	@touch $@
+
+VALGRIND := valgrind -q --trace-children=yes --leak-check=full --errors-for-leak-kinds=definite \
+  --show-leak-kinds=definite --error-exitcode=9
+VALGRIND_TESTS := $(filter %/unit_base %/unit_crypto %/unit_model %/unit_engine,$(UNIT_TESTS))
+valgrind: setup-dev ## run the unit tests of base, crypto, model and engine under valgrind
+	@$(again) $(VALGRIND_TESTS)
+	@tests/run.py --build $(BUILD) --limit 1800 --title valgrind \
+	  $(foreach program,$(VALGRIND_TESTS),valgrind_$(notdir $(program))="$(VALGRIND) $(program)")
+
+.PHONY: install
+install: all ## copy the programs to $(DESTDIR)$(PREFIX)/bin
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(BUILT) $(DESTDIR)$(PREFIX)/bin
+
+.PHONY: clean
+clean: ## remove everything that was built
 	rm -rf build
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
