@@ -54,10 +54,12 @@ struct rpc_message {
         const uint8_t *data;
         size_t size;
     } * pieces;
+    uint8_t **flat; /* where rpc_message_flat keeps its copy; NULL in a message made by hand */
 };
 
 /* All bytes in one piece: the message's own when there is only one, else a copy made once and kept
- * with the message. NULL when there is no memory. Valid during on_message. */
+ * with the message. NULL when there is no memory (or the message was made by hand from several
+ * pieces). Valid during on_message. */
 const uint8_t *rpc_message_flat(const struct rpc_message *message);
 
 /* Activation frames (proto/odsi/v1/hop.proto) are protobuf messages of the form

@@ -17,12 +17,16 @@ struct rpc_channel;
 struct rpc_channel_config {
     const char *address;             /* "host:port"; ":port" means 127.0.0.1 */
     const struct identity *identity; /* ours; NULL: plaintext, loopback addresses only */
-    const struct digest *peer_id;    /* NULL: whoever answers, see on_first_peer */
+    const struct digest *peer_id;    /* NULL: whoever answers, see accept_peer */
     /* With peer_id NULL: asked once per new connection whether this id is the right one (trust on
      * first use); NULL accepts. Loop thread, short. */
     int (*accept_peer)(void *context, const struct digest *peer_id);
     void *accept_context;
     uint32_t receive_size_max; /* bytes of one message; 0: LIMIT_CONTROL_MESSAGE_SIZE */
+    /* A peer that stays silent for a second is asked whether it lives; without an answer within
+     * this time its calls end with RPC_UNAVAILABLE. The answer queues behind data under way, so
+     * slow lines need seconds. 0: 4 s. */
+    uint32_t keepalive_timeout_us;
 };
 
 /* Splits "[ID@]host:port". *has_id tells whether id was set; address has LIMIT_ADDRESS_SIZE bytes.

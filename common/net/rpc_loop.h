@@ -1,6 +1,8 @@
 /* The event loop: one gRPC completion queue and the one thread that runs it, for the servers and
  * the clients of a process together (one loop measured faster than two).
  *
+ * Time: timers fire up to about 2 ms late, never early (gRPC waits in whole milliseconds).
+ *
  * All callbacks of common/net run on the loop's thread and must not block. From other threads only
  * rpc_loop_post, rpc_loop_stop and rpc_call_send (rpc_call.h) may be called.
  * A process opens at most one loop at a time in the usual case; tests may open several. */
@@ -18,7 +20,12 @@ ODSI_MUST_USE enum odsi_err rpc_loop_open(struct rpc_loop **out);
 void rpc_loop_run(struct rpc_loop *self);
 /* Makes rpc_loop_run return soon. Any thread; also from a callback. Not from a signal handler. */
 void rpc_loop_stop(struct rpc_loop *self);
-/* Servers and channels of the loop must be closed already. *self may be NULL. */
+/* After each event, look for the next one for spin_us without sleeping: saves the time to wake a
+ * sleeping CPU, takes that much of one when events come seldom. 0 (the default): sleep at once.
+ * Before rpc_loop_run, or on the loop's thread. */
+void rpc_loop_set_spin(struct rpc_loop *self, uint32_t spin_us);
+/* Servers and channels of the loop must be closed already; calls and posts that are left run now,
+ * on the calling thread. *self may be NULL. */
 void rpc_loop_close(struct rpc_loop **self);
 
 /* Runs fn(context) on the loop's thread as soon as possible, in the order of the calls of one
