@@ -15,8 +15,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define TOKENIZER_NONE           UINT32_MAX
-#define TOKENIZER_PIECE_SIZE_MAX 65535u
+#define TOKENIZER_NONE               UINT32_MAX
+#define TOKENIZER_PIECE_SIZE_MAX     65535u
+#define TOKENIZER_CANONICAL_SIZE_MAX (32u << 20) /* of the canonical bytes */
+#define TOKENIZER_TEXT_SIZE_MAX      (16u << 20) /* of one text to encode */
 
 struct tokenizer;
 
@@ -34,7 +36,8 @@ int tokenizer_is_end(const struct tokenizer *self, uint32_t id);
 
 /* Ids of text, with the model's bos in front when the model wants it. *count is capacity on
  * entry and the number written on return. Time is at most n log n in size.
- * Errors: ODSI_ERR_RANGE (more than *count tokens; *count then holds how many there are). */
+ * Errors: ODSI_ERR_RANGE (more than *count tokens; *count then holds how many there are),
+ * ODSI_ERR_INVALID (longer than TOKENIZER_TEXT_SIZE_MAX), ODSI_ERR_NO_MEMORY. */
 ODSI_MUST_USE enum odsi_err tokenizer_encode(const struct tokenizer *self, const char *text,
                                              size_t size, uint32_t *tokens, uint32_t *count);
 
