@@ -8,14 +8,17 @@
  *       context_length (nine u32)
  *   4   rms_eps, rope_base (two f32, as their bits)
  *   32  SHA-256 of the tokenizer's canonical bytes (tokenizer.h)
- *   2+n name (u16 length, bytes)
+ *   2+n name (u16 length, at most 127 printable ASCII bytes): general.name, empty when the file
+ *       has none, so that renaming a file does not make another model of it
  *   4   tensor count, then per tensor in ascending byte order of its name:
  *       2+n name, 4 type, 4 dim_count, 8 x dim_count dims, 8 size, 32 SHA-256 of its bytes
  *
  * Threads: pure functions; any thread. */
 #ifndef ODSI_WORKER_MODEL_MANIFEST_H
 #define ODSI_WORKER_MODEL_MANIFEST_H
+#include "common/base/buf.h"
 #include "common/base/err.h"
+#include "common/base/limits.h"
 #include "common/crypto/digest.h"
 #include "worker/model/model.h"
 
@@ -23,6 +26,24 @@
 #include <stdint.h>
 
 #define MANIFEST_SIZE_MAX (32u << 20)
+
+/* One tensor of a model file. */
+struct manifest_tensor {
+    char name[LIMIT_TENSOR_NAME_SIZE + 1];
+    enum tensor_type type;
+    uint32_t dim_count;
+    uint64_t dims[4]; /* fastest first */
+    uint64_t offset;  /* in the file; not part of the manifest */
+    uint64_t size;
+    struct digest digest;
+    size_t digest_at; /* where manifest_write put the digest */
+};
+
+/* Appends the manifest of these tensors, which are in ascending order of their names, and sets
+ * their digest_at. name is the file's own (see above). Check out's status. */
+void manifest_write(struct buf *out, const struct model_params *params, const char *name,
+                    const struct digest *tokenizer_digest, struct manifest_tensor *tensors,
+                    uint32_t tensor_count);
 
 /* Reads the fixed part of a manifest that came from a peer: checks its structure to the last byte
  * and all limits. Fills params (weight_size too) and the tokenizer's digest.
