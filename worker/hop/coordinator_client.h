@@ -1,10 +1,11 @@
 /* The worker's side of odsi.v1.Coordinator: joins, sends heartbeats, joins again when it is not
  * known any more or the coordinator was away, and leaves.
  *
- *   joining --reply--> joined --not known--> joining            (at once)
- *   joining --no answer, busy, address taken--> waiting --backoff--> joining (the next address)
- *   joined  --MISSED heartbeats unanswered--> joining           (the next address)
+ *   joining --reply--> joined
+ *   joining --no answer, busy, address taken--> waiting --backoff--> joining, at the next address
  *   joining --refused for good (a bad field, no identity)--> given up
+ *   joined  --heartbeat not known--> joining
+ *   joined  --heartbeat not answered--> joined, at the next address; lost after three in a row
  *   any     --coordinator_client_leave--> left
  *
  * Heartbeats start with the join, saying "not ready", so that a worker which loads for minutes
@@ -58,7 +59,7 @@ struct coordinator_client_config {
 
     /* The layers to hold: after the first join, and after a later one only if they differ. */
     void (*on_assigned)(void *context, uint32_t layer_first, uint32_t layer_end);
-    /* Not a member at the moment, and why; told once until the next join. retrying is 0 when the
+    /* Not a member at the moment, and why; told once until it is one again. retrying is 0 when the
      * client has given up. May be NULL. */
     void (*on_lost)(void *context, const struct odsi_failure *failure, int retrying);
     void *context;
