@@ -10,6 +10,7 @@
 #include "coordinator/service.h"
 #include "coordinator/store.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -97,6 +98,14 @@ static void raise_descriptor_limit(void)
     limit.rlim_cur = limit.rlim_max < DESCRIPTORS_WANTED ? limit.rlim_max : DESCRIPTORS_WANTED;
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
         log_line(LOG_WARN, "the limit of open files stays low; many members may not connect");
+}
+
+/* A store that hits a limit on file sizes is an error to answer, not a reason to die. */
+static void survive_file_limit(void)
+{
+    const struct sigaction ignore = {.sa_handler = SIG_IGN};
+    if (sigaction(SIGXFSZ, &ignore, NULL) != 0)
+        log_line(LOG_WARN, "SIGXFSZ cannot be ignored");
 }
 
 static enum odsi_err open_identity(struct coordinator *self)
@@ -253,6 +262,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "odsi-coordinator: %s\n", odsi_err_text());
     } else if (outcome == ARGS_RUN) {
         raise_descriptor_limit();
+        survive_file_limit();
         code = run(&coordinator);
     }
     args_close(&args);
