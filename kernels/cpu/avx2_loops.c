@@ -1,5 +1,15 @@
-#include "kernels/cpu/cpu_loops.h"
+#include "kernels/cpu/avx2_loops.h"
+
 void avx2_loops_fill(struct cpu_loops *loops)
 {
-    (void)loops;
+    loops->group_rows = 8;
+    loops->quant_flip = 0;
+    loops->rmsnorm = avx2_rmsnorm;
+    loops->quantize = avx2_quantize;
+    loops->matmul_f32 = avx2_matmul_f32;
+    loops->matmul_f16 = avx2_matmul_f16;
+    loops->matmul_q8 = avx2_matmul_q8;
+    loops->kv_round = avx2_kv_round;
+    loops->attention = avx2_attention;
+    loops->silu_mul = avx2_silu_mul;
 }

@@ -1,5 +1,15 @@
-#include "kernels/cpu/cpu_loops.h"
+#include "kernels/cpu/avx512_loops.h"
+
 void avx512_loops_fill(struct cpu_loops *loops)
 {
-    (void)loops;
+    loops->group_rows = 16;
+    loops->quant_flip = 0x80;
+    loops->rmsnorm = avx512_rmsnorm;
+    loops->quantize = avx512_quantize;
+    loops->matmul_f32 = avx512_matmul_f32;
+    loops->matmul_f16 = avx512_matmul_f16;
+    loops->matmul_q8 = avx512_matmul_q8;
+    loops->kv_round = avx512_kv_round;
+    loops->attention = avx512_attention;
+    loops->silu_mul = avx512_silu_mul;
 }

@@ -1,0 +1,15 @@
+/* The loops of struct cpu_loops (kernels/cpu/cpu_loops.h) in AVX-512 (F, BW, VL, DQ, VNNI), bit for bit those of kernels/ref.
+ * Only for processors that cpu_level_lacks has nothing against. */
+#ifndef ODSI_KERNELS_CPU_AVX512_LOOPS_H
+#define ODSI_KERNELS_CPU_AVX512_LOOPS_H
+#include "kernels/cpu/cpu_loops.h"
+
+void avx512_rmsnorm(float *out, const float *x, const float *weight, uint32_t cols, float eps);
+void avx512_quantize(int8_t *q, float *scales, int32_t *offsets, const float *x, uint32_t cols);
+void avx512_matmul_f32(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
+void avx512_matmul_f16(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
+void avx512_matmul_q8(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
+void avx512_kv_round(uint16_t *to, const float *from, size_t count);
+void avx512_attention(const struct cpu_attention *job);
+void avx512_silu_mul(float *out, const float *gate, const float *up, size_t count);
+#endif

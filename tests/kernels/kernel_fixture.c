@@ -1,0 +1,158 @@
+#include "tests/kernels/kernel_fixture.h"
+
+#include "common/base/alloc.h"
+#include "common/base/clock.h"
+#include "kernels/det.h"
+#include "kernels/ref/ref.h"
+
+#include <criterion/criterion.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct rng rng_make(const char *test)
+{
+    const char *text = getenv("ODSI_TEST_SEED");
+    const uint64_t seed = text ? strtoull(text, NULL, 0) : clock_unix_us();
+    fprintf(stderr, "%s: ODSI_TEST_SEED=%" PRIu64 "\n", test, seed);
+    return (struct rng){.state = seed, .seed = seed};
+}
+
+/* splitmix64 */
+uint64_t rng_u64(struct rng *self)
+{
+    uint64_t z = self->state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+uint32_t rng_range(struct rng *self, uint32_t first, uint32_t last)
+{
+    return first + (uint32_t)(rng_u64(self) % ((uint64_t)last - first + 1));
+}
+
+static float plain(struct rng *rng)
+{
+    return (float)(int32_t)(rng_u64(rng) >> 40) / 8388608.0f - 1.0f;
+}
+
+static float extreme(struct rng *rng)
+{
+    const uint32_t kind = rng_range(rng, 0, 7);
+    const uint32_t sign = (uint32_t)(rng_u64(rng) & 0x80000000u);
+    const uint32_t mantissa = (uint32_t)(rng_u64(rng) & 0x7fffffu);
+    if (kind == 0)
+        return det_from_bits(sign);
+    if (kind == 1)
+        return det_from_bits(sign | mantissa); /* subnormal */
+    if (kind == 2)
+        return det_from_bits(sign | rng_range(rng, 1, 254) << 23 | mantissa);
+    if (kind == 3)
+        return det_from_bits(sign | 0x7f7fffffu); /* the largest */
+    return plain(rng);
+}
+
+static float non_finite(struct rng *rng)
+{
+    static const uint32_t kinds[] = {0x7fc00000u, 0xffc12345u, 0x7f800000u, 0xff800000u};
+    if (rng_range(rng, 0, 99) > 0)
+        return plain(rng);
+    return det_from_bits(kinds[rng_range(rng, 0, 3)]);
+}
+
+void fill_f32(struct rng *rng, float *out, size_t count, enum content content)
+{
+    static const float few[] = {1.0f, -1.0f, 0.5f, -0.5f, 16777216.0f, -16777216.0f, 0.0f, -0.0f};
+    for (size_t i = 0; i < count; i++) {
+        if (content == CONTENT_EXTREME)
+            out[i] = extreme(rng);
+        else if (content == CONTENT_CANCELLING)
+            out[i] = few[rng_range(rng, 0, 7)];
+        else if (content == CONTENT_NON_FINITE)
+            out[i] = non_finite(rng);
+        else
+            out[i] = plain(rng);
+    }
+}
+
+void fill_f16(struct rng *rng, uint16_t *out, size_t count, enum content content)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (content == CONTENT_EXTREME) {
+            do
+                out[i] = (uint16_t)rng_u64(rng);
+            while ((out[i] & 0x7c00u) == 0x7c00u);
+        } else {
+            float value;
+            fill_f32(rng, &value, 1, content);
+            out[i] = det_f16_from_f32(value > 60000.0f ? 60000.0f : value);
+        }
+    }
+}
+
+void fill_q8(struct rng *rng, uint8_t *out, size_t block_count, enum content content)
+{
+    for (size_t b = 0; b < block_count; b++) {
+        uint8_t *block = out + b * REF_Q8_BLOCK_SIZE;
+        uint16_t scale;
+        fill_f16(rng, &scale, 1, content);
+        memcpy(block, &scale, sizeof scale);
+        const int all_lowest = rng_range(rng, 0, 15) == 0;
+        for (uint32_t i = 0; i < OPS_BLOCK; i++)
+            block[2 + i] = all_lowest ? 0x80u : (uint8_t)rng_u64(rng);
+    }
+}
+
+void *test_memory(size_t size)
+{
+    void *memory = NULL;
+    cr_assert_eq(alloc_aligned(&memory, size, 1), ODSI_OK);
+    return memory;
+}
+
+void *test_matrix(struct rng *rng, enum tensor_type type, uint32_t rows, uint32_t cols,
+                  enum content content)
+{
+    void *matrix = test_memory(rows * ref_row_size(type, cols));
+    if (type == TENSOR_F32)
+        fill_f32(rng, matrix, (size_t)rows * cols, content);
+    else if (type == TENSOR_F16)
+        fill_f16(rng, matrix, (size_t)rows * cols, content);
+    else
+        fill_q8(rng, matrix, (size_t)rows * cols / OPS_BLOCK, content);
+    return matrix;
+}
+
+void for_each_backend(void (*check)(struct backend *backend, void *context), void *context)
+{
+    for (const char *const *name = backend_names(); *name; name++) {
+        for (uint32_t threads = 1; threads <= 3; threads++) {
+            const struct backend_config config = {.name = *name, .thread_count = threads};
+            struct backend *backend = NULL;
+            cr_assert_eq(backend_open(&backend, &config), ODSI_OK, "%s", odsi_err_text());
+            cr_assert_str_eq(backend->ops->name, *name);
+            check(backend, context);
+            backend_close(&backend);
+        }
+    }
+}
+
+int same_bits(const struct backend *backend, const char *what, const float *want, const float *got,
+              size_t count, uint64_t seed)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (det_bits(want[i]) == det_bits(got[i]))
+            continue;
+        if (want[i] != want[i] && got[i] != got[i])
+            continue;
+        fprintf(stderr,
+                "%s, %s with %u threads: element %zu is %a (%08x), the reference says %a (%08x); "
+                "ODSI_TEST_SEED=%" PRIu64 "\n",
+                what, backend->ops->name, backend->thread_count, i, (double)got[i],
+                det_bits(got[i]), (double)want[i], det_bits(want[i]), seed);
+        return 0;
+    }
+    return 1;
+}
