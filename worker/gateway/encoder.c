@@ -7,7 +7,7 @@
 
 struct encoder_job {
     struct encoder_job *next;
-    const struct tokenizer *tokenizer;
+    struct model_card *card; /* released on the loop's thread */
     char *text;
     size_t size;
     uint32_t token_max;
@@ -29,10 +29,13 @@ struct encoder {
     struct encoder_job **last;
     size_t waiting_size;
     int closing;
+    struct encoder_job *undelivered; /* by the thread only, until it was joined */
 };
 
+/* Loop thread. */
 static void job_free(struct encoder_job *job)
 {
+    model_store_release(&job->card);
     alloc_free(job->text);
     alloc_free(job->tokens);
     alloc_free(job);
@@ -59,7 +62,8 @@ static void encode(struct encoder_job *job)
     job->count = most < job->token_max ? (uint32_t)most : job->token_max;
     enum odsi_err err = alloc_zeroed(&job->tokens, job->count, sizeof *job->tokens);
     if (err == ODSI_OK)
-        err = tokenizer_encode(job->tokenizer, job->text, job->size, job->tokens, &job->count);
+        err = tokenizer_encode(model_store_tokenizer_view(job->card), job->text, job->size,
+                               job->tokens, &job->count);
     if (err != ODSI_OK)
         odsi_failure_take(&job->failure, err);
     if (err != ODSI_OK && err != ODSI_ERR_RANGE)
@@ -88,8 +92,10 @@ static void *run(void *context)
     struct encoder_job *job;
     while ((job = take(self))) {
         encode(job);
-        if (rpc_loop_post(self->loop, deliver, job) != ODSI_OK)
-            job_free(job); /* the loop is closing: nobody waits any more */
+        if (rpc_loop_post(self->loop, deliver, job) == ODSI_OK)
+            continue;
+        job->next = self->undelivered;
+        self->undelivered = job;
     }
     return NULL;
 }
@@ -115,6 +121,15 @@ enum odsi_err encoder_open(struct encoder **out, struct rpc_loop *loop)
     return ODSI_OK;
 }
 
+static void free_list(struct encoder_job *job)
+{
+    while (job) {
+        struct encoder_job *next = job->next;
+        job_free(job);
+        job = next;
+    }
+}
+
 void encoder_close(struct encoder **self_pointer)
 {
     struct encoder *self = *self_pointer;
@@ -125,29 +140,26 @@ void encoder_close(struct encoder **self_pointer)
     pthread_cond_signal(&self->changed);
     pthread_mutex_unlock(&self->lock);
     pthread_join(self->thread, NULL);
-    while (self->first) {
-        struct encoder_job *job = self->first;
-        self->first = job->next;
-        job_free(job);
-    }
+    free_list(self->first);
+    free_list(self->undelivered);
     pthread_cond_destroy(&self->changed);
     pthread_mutex_destroy(&self->lock);
     alloc_free(self);
     *self_pointer = NULL;
 }
 
-enum odsi_err
-encoder_start(struct encoder *self, struct encoder_job **out, const struct tokenizer *tokenizer,
-              const char *text, size_t size, uint32_t token_max,
-              void (*on_encoded)(void *user, enum odsi_err err, uint32_t *tokens, uint32_t count),
-              void *user)
+enum odsi_err encoder_start(struct encoder *self, struct encoder_job **out, struct model_card *card,
+                            const char *text, size_t size, uint32_t token_max,
+                            void (*on_encoded)(void *user, enum odsi_err err, uint32_t *tokens,
+                                               uint32_t count),
+                            void *user)
 {
     struct encoder_job *job = NULL;
     *out = NULL;
     enum odsi_err err = alloc_zeroed(&job, 1, sizeof *job);
     if (err != ODSI_OK)
         return err;
-    job->tokenizer = tokenizer;
+    job->card = model_store_share(card);
     job->size = size;
     job->token_max = token_max;
     job->on_encoded = on_encoded;

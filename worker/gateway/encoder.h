@@ -4,7 +4,7 @@
 #define ODSI_WORKER_GATEWAY_ENCODER_H
 #include "common/base/err.h"
 #include "common/net/rpc_loop.h"
-#include "worker/model/tokenizer.h"
+#include "worker/gateway/model_store.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -20,13 +20,12 @@ ODSI_MUST_USE enum odsi_err encoder_open(struct encoder **out, struct rpc_loop *
  * what the thread posted before has run. */
 void encoder_close(struct encoder **self);
 
-/* Tokenizes text (copied) into at most token_max ids; tokenizer must live until on_encoded or, for
- * a cancelled job, until encoder_close. on_encoded(user, err, tokens, count) comes once, later:
+/* Tokenizes text (copied) for the model of card (shared) into at most token_max ids. on_encoded(user, err, tokens, count) comes once, later:
  * tokens is then the receiver's, to be ended with alloc_free; with ODSI_ERR_RANGE count tells how
  * many there would have been; other errors come with this thread's error text.
  * Errors: ODSI_ERR_BUSY (too much is waiting), ODSI_ERR_NO_MEMORY; on_encoded does not come. */
 ODSI_MUST_USE enum odsi_err
-encoder_start(struct encoder *self, struct encoder_job **out, const struct tokenizer *tokenizer,
+encoder_start(struct encoder *self, struct encoder_job **out, struct model_card *card,
               const char *text, size_t size, uint32_t token_max,
               void (*on_encoded)(void *user, enum odsi_err err, uint32_t *tokens, uint32_t count),
               void *user);

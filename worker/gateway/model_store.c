@@ -225,6 +225,12 @@ enum odsi_err model_store_put(struct model_store *self, const struct digest *mod
     return err;
 }
 
+struct model_card *model_store_share(struct model_card *card)
+{
+    card->use_count++;
+    return card;
+}
+
 void model_store_release(struct model_card **card)
 {
     if (!*card)

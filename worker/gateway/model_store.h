@@ -34,6 +34,8 @@ ODSI_MUST_USE enum odsi_err model_store_put(struct model_store *self, const stru
                                             const uint8_t *manifest, size_t manifest_size,
                                             const uint8_t *tokenizer, size_t tokenizer_size,
                                             struct model_card **out);
+/* Counts card once more, for another holder. */
+struct model_card *model_store_share(struct model_card *card);
 /* *card may be NULL; becomes NULL. */
 void model_store_release(struct model_card **card);
 
