@@ -3,7 +3,7 @@
  * The file has one line per address, "host:port ID" with ID in 64 hex digits; empty lines and
  * lines that start with '#' are allowed, so that people can edit it. It is read anew at every
  * check and extended by one whole line under a lock, so several programs may share it.
- * Any thread; blocks for the time of one small read and at most one synced write. */
+ * Any thread; blocks for the time of one small read and write. */
 #ifndef ODSI_WORKER_GATEWAY_KNOWN_PEERS_H
 #define ODSI_WORKER_GATEWAY_KNOWN_PEERS_H
 #include "common/base/err.h"
