@@ -31,6 +31,7 @@ struct rpc_loop {
     uint32_t spin_us;
 
     /* Loop thread. */
+    int is_waiting; /* in the queue's hands, which call back into us during handshakes */
     struct rpc_tag *deferred;
     struct rpc_tag **deferred_end;
     struct rpc_timer_heap timers;
@@ -68,7 +69,7 @@ static void on_wake(struct rpc_tag *tag, int ok)
 static void wake(struct rpc_loop *self)
 {
     const int is_own = self->has_thread && pthread_equal(self->thread, pthread_self());
-    if (is_own || !self->has_thread || self->is_woken)
+    if ((is_own && !self->is_waiting) || !self->has_thread || self->is_woken)
         return; /* a turn looks at posts and at stopping before it waits */
     self->is_woken = 1;
     const grpc_call_error error =
@@ -201,7 +202,11 @@ static int turn(struct rpc_loop *self, int may_spin)
     if (may_spin && self->spin_us > 0 && spin(self, now_us + self->spin_us))
         return 1;
     now_us = clock_monotonic_us();
-    return dispatch(grpc_completion_queue_next(self->queue, wait_until(self, now_us), NULL));
+    self->is_waiting = 1;
+    const grpc_event event =
+        grpc_completion_queue_next(self->queue, wait_until(self, now_us), NULL);
+    self->is_waiting = 0;
+    return dispatch(event);
 }
 
 static void set_thread(struct rpc_loop *self, int has_thread)
