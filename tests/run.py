@@ -25,15 +25,17 @@ CRITERION = re.compile(
     r"Synthesis: Tested: (\d+) \| Passing: (\d+) \| Failing: (\d+) \| Crashing: (\d+)")
 PLAIN = re.compile(r"^(\d+) passed, (\d+) failed$", re.MULTILINE)
 REPORT = re.compile(
-    r"ERROR: (Address|Leak)Sanitizer|WARNING: ThreadSanitizer|ThreadSanitizer:DEADLYSIGNAL"
+    r"ERROR: \w+Sanitizer|WARNING: ThreadSanitizer: |Sanitizer:DEADLYSIGNAL"
     r"|: runtime error: |^==\d+== \S", re.MULTILINE)
 
 # Reports go to files, since programs that a test starts write into logs of their own.
 SANITIZER_OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1",
+    "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1:"
+                    "allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     # gRPC is not compiled with -fsanitize=thread, so its own synchronization is invisible.
-    "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:second_deadlock_stack=1:history_size=4",
+    "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:second_deadlock_stack=1:history_size=4:"
+                    "allocator_may_return_null=1",
 }
 
 

@@ -1,6 +1,7 @@
 #include "common/base/alloc.h"
 
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,11 +25,23 @@ static enum odsi_err no_memory(size_t count, size_t element_size)
     return odsi_fail(ODSI_ERR_NO_MEMORY, "no memory for %zu x %zu bytes", count, element_size);
 }
 
+/* count * element_size in *out_size, at least 1; 0 when no object can be that large. */
+static int total_size(size_t *out_size, size_t count, size_t element_size)
+{
+    if (__builtin_mul_overflow(count, element_size, out_size) ||
+        *out_size > (size_t)PTRDIFF_MAX - 2 * ALLOC_ALIGNMENT)
+        return 0;
+    if (*out_size == 0)
+        *out_size = 1;
+    return 1;
+}
+
 enum odsi_err alloc_zeroed(void *out_pointer, size_t count, size_t element_size)
 {
     void *memory = NULL;
-    if (!refused_by_test())
-        memory = calloc(count ? count : 1, element_size ? element_size : 1);
+    size_t size = 0;
+    if (!refused_by_test() && total_size(&size, count, element_size))
+        memory = calloc(size, 1);
     memcpy(out_pointer, &memory, sizeof memory);
     return memory ? ODSI_OK : no_memory(count, element_size);
 }
@@ -37,9 +50,8 @@ enum odsi_err alloc_aligned(void *out_pointer, size_t count, size_t element_size
 {
     void *memory = NULL;
     size_t size = 0;
-    if (!refused_by_test() && !__builtin_mul_overflow(count, element_size, &size) &&
-        size <= SIZE_MAX - 2 * ALLOC_ALIGNMENT) {
-        size = (size + ALLOC_ALIGNMENT) / ALLOC_ALIGNMENT * ALLOC_ALIGNMENT;
+    if (!refused_by_test() && total_size(&size, count, element_size)) {
+        size = (size + ALLOC_ALIGNMENT - 1) / ALLOC_ALIGNMENT * ALLOC_ALIGNMENT;
         memory = aligned_alloc(ALLOC_ALIGNMENT, size);
         if (memory)
             memset(memory, 0, size);
@@ -53,9 +65,9 @@ enum odsi_err alloc_resize(void *pointer, size_t count, size_t element_size)
     void *memory = NULL;
     size_t size = 0;
     memcpy(&memory, pointer, sizeof memory);
-    if (refused_by_test() || __builtin_mul_overflow(count, element_size, &size))
+    if (refused_by_test() || !total_size(&size, count, element_size))
         return no_memory(count, element_size);
-    memory = realloc(memory, size ? size : 1);
+    memory = realloc(memory, size);
     if (!memory)
         return no_memory(count, element_size);
     memcpy(pointer, &memory, sizeof memory);
@@ -64,6 +76,9 @@ enum odsi_err alloc_resize(void *pointer, size_t count, size_t element_size)
 
 enum odsi_err alloc_text(char **out, const char *text, size_t size)
 {
+    *out = NULL;
+    if (size == SIZE_MAX) /* no room for the end */
+        return no_memory(size, 1);
     enum odsi_err err = alloc_zeroed(out, size + 1, 1);
     if (err == ODSI_OK && size > 0)
         memcpy(*out, text, size);

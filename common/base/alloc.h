@@ -5,6 +5,10 @@
 #include "common/base/err.h"
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Cache line and widest vector; alloc_aligned uses it. */
 #define ALLOC_ALIGNMENT 64u
 
@@ -29,4 +33,8 @@ void alloc_free(void *memory);
 
 /* For tests: the call after the next `count` ones fails; negative means never (the default). */
 void alloc_fail_after(long count);
+
+#ifdef __cplusplus
+}
+#endif
 #endif

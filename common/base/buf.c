@@ -33,12 +33,19 @@ static enum odsi_err reserve(struct buf *self, size_t size)
         self->status = odsi_fail(ODSI_ERR_RANGE, "more than %zu bytes", self->size_max);
         return self->status;
     }
+    if (size > SIZE_MAX - 1 - self->size) {
+        self->status = odsi_fail(ODSI_ERR_NO_MEMORY, "no memory for %zu bytes more", size);
+        return self->status;
+    }
     const size_t need = self->size + size + 1;
     if (need <= self->capacity)
         return ODSI_OK;
-    size_t capacity = self->capacity ? self->capacity : 64;
-    while (capacity < need)
-        capacity *= 2;
+    size_t capacity = self->capacity > 32 ? self->capacity : 32;
+    capacity = capacity <= SIZE_MAX / 2 ? 2 * capacity : SIZE_MAX;
+    if (capacity > self->size_max && self->size_max < SIZE_MAX)
+        capacity = self->size_max + 1; /* the ceiling bounds the memory as well */
+    if (capacity < need)
+        capacity = need;
     self->status = alloc_resize(&self->data, capacity, 1);
     if (self->status == ODSI_OK)
         self->capacity = capacity;
@@ -87,6 +94,8 @@ enum odsi_err buf_printf(struct buf *self, const char *format, ...)
     va_start(args, format);
     const int length = vsnprintf(NULL, 0, format, args);
     va_end(args);
+    if (length < 0 && self->status == ODSI_OK)
+        self->status = odsi_fail(ODSI_ERR_INTERNAL, "text '%s' cannot be formatted", format);
     if (length < 0 || reserve(self, (size_t)length) != ODSI_OK)
         return self->status;
     va_start(args, format);

@@ -9,6 +9,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct buf {
     uint8_t *data; /* NULL until the first append */
     size_t size;
@@ -33,4 +37,8 @@ enum odsi_err buf_printf(struct buf *self, const char *format, ...) ODSI_PRINTF(
  * Valid until the next call on self. */
 const char *buf_text_view(struct buf *self);
 ODSI_MUST_USE enum odsi_err buf_status(const struct buf *self);
+
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -5,6 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 static inline uint32_t bytes_load_u32(const uint8_t *from)
 {
     return (uint32_t)from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 |
@@ -21,4 +25,8 @@ void bytes_to_hex(char *out, const uint8_t *data, size_t size);
 /* Reads exactly 2 * size hex digits of text (then a NUL); returns 1, or 0 and leaves out
  * undefined. */
 int bytes_from_hex(uint8_t *out, size_t size, const char *text);
+
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -4,6 +4,10 @@
 #define ODSI_COMMON_BASE_CLOCK_H
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct clock {
     uint64_t (*now_us)(void *context);
     void *context;
@@ -22,4 +26,8 @@ static inline uint64_t clock_now_us(const struct clock *self)
 {
     return self->now_us(self->context);
 }
+
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -8,7 +8,7 @@ static _Thread_local char err_text[ODSI_ERR_TEXT_SIZE];
 
 enum odsi_err odsi_fail(enum odsi_err err, const char *format, ...)
 {
-    char text[ODSI_ERR_TEXT_SIZE]; /* the arguments may point into err_text */
+    char text[ODSI_ERR_TEXT_SIZE] = ""; /* the arguments may point into err_text */
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
@@ -19,10 +19,10 @@ enum odsi_err odsi_fail(enum odsi_err err, const char *format, ...)
 
 enum odsi_err odsi_fail_prefix(enum odsi_err err, const char *format, ...)
 {
-    char text[ODSI_ERR_TEXT_SIZE];
+    char text[ODSI_ERR_TEXT_SIZE] = "";
     va_list args;
     va_start(args, format);
-    int length = vsnprintf(text, sizeof text, format, args);
+    const int length = vsnprintf(text, sizeof text, format, args);
     va_end(args);
     if (length >= 0 && (size_t)length < sizeof text)
         snprintf(text + length, sizeof text - (size_t)length, ": %s", err_text);

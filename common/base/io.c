@@ -29,6 +29,8 @@ enum odsi_err io_read_file(const char *path, struct buf *out)
             err = io_error("reading", path);
         else if (got > 0)
             err = buf_append(out, chunk, (size_t)got);
+        if (got > 0 && err != ODSI_OK)
+            odsi_fail_prefix(err, "reading %s", path);
         if (got <= 0 || err != ODSI_OK)
             break;
     }
@@ -63,9 +65,9 @@ static enum odsi_err sync_folder_of(const char *path)
     const int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return io_error("opening", folder);
-    const int failed = fsync(fd) != 0;
+    const enum odsi_err err = fsync(fd) == 0 ? ODSI_OK : io_error("syncing", folder);
     close(fd);
-    return failed ? io_error("syncing", folder) : ODSI_OK;
+    return err;
 }
 
 enum odsi_err io_write_file(const char *path, const void *data, size_t size, mode_t mode, int sync)
@@ -108,5 +110,10 @@ enum odsi_err io_make_folders(const char *folder, mode_t mode)
             return io_error("making folder", path);
         path[i] = kept;
     }
+    struct stat status;
+    if (stat(path, &status) != 0)
+        return io_error("making folder", path);
+    if (!S_ISDIR(status.st_mode))
+        return odsi_fail(ODSI_ERR_IO, "%s is there, but no folder", path);
     return ODSI_OK;
 }

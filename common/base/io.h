@@ -8,6 +8,10 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define IO_PATH_SIZE 4096u
 
 /* Appends the whole file to out, whose ceiling bounds it.
@@ -23,4 +27,8 @@ ODSI_MUST_USE enum odsi_err io_write_file(const char *path, const void *data, si
 /* Makes folder and those above it with mode; those that exist stay as they are.
  * Errors: ODSI_ERR_IO, ODSI_ERR_RANGE (path too long). */
 ODSI_MUST_USE enum odsi_err io_make_folders(const char *folder, mode_t mode);
+
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -1,5 +1,6 @@
 #include "common/base/log.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -32,6 +33,7 @@ void log_line(enum log_level level, const char *format, ...)
 {
     if (!log_enabled(level))
         return;
+    const int saved_errno = errno;
     char line[1024];
     struct timespec now;
     struct tm utc;
@@ -39,7 +41,7 @@ void log_line(enum log_level level, const char *format, ...)
     gmtime_r(&now.tv_sec, &utc);
     size_t size = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &utc);
     size += (size_t)snprintf(line + size, sizeof line - size,
-                             ".%03ldZ %-5s %s: ", now.tv_nsec / 1000000, level_names[level],
+                             ".%03ldZ %-5s %.64s: ", now.tv_nsec / 1000000, level_names[level],
                              log_program);
     va_list args;
     va_start(args, format);
@@ -50,9 +52,10 @@ void log_line(enum log_level level, const char *format, ...)
     if (size > sizeof line - 2)
         size = sizeof line - 2;
     for (size_t i = 0; i < size; i++)
-        if ((unsigned char)line[i] < ' ') /* text from a peer may not forge a second line */
-            line[i] = ' ';
+        if ((unsigned char)line[i] < ' ' || line[i] == 0x7f)
+            line[i] = ' '; /* text from a peer may neither forge a line nor steer a terminal */
     line[size++] = '\n';
-    if (write(STDERR_FILENO, line, size) < 0)
-        return; /* nowhere left to say so */
+    const ssize_t written = write(STDERR_FILENO, line, size);
+    (void)written; /* when this fails there is nowhere left to say so */
+    errno = saved_errno;
 }

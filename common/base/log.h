@@ -6,6 +6,10 @@
 #define ODSI_COMMON_BASE_LOG_H
 #include "common/base/err.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum log_level { LOG_ERROR = 0, LOG_WARN = 1, LOG_INFO = 2, LOG_DEBUG = 3 };
 
 /* program must stay valid; level_name is error, warn, info or debug.
@@ -14,4 +18,8 @@ ODSI_MUST_USE enum odsi_err log_setup(const char *program, const char *level_nam
 void log_line(enum log_level level, const char *format, ...) ODSI_PRINTF(2, 3);
 /* Whether a line of this level would be written; to skip the work of making it. */
 int log_enabled(enum log_level level);
+
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -72,3 +72,28 @@ Test(io, makes_all_folders_of_a_path)
         cr_expect_eq(rmdir(path), 0);
     }
 }
+
+Test(io, says_which_file_is_too_large)
+{
+    char folder[] = "/tmp/odsi-test-io-XXXXXX", path[64];
+    struct buf buf;
+    snprintf(path, sizeof path, "%s/large", fresh_folder(folder));
+    buf_init(&buf, 3);
+    cr_assert_eq(io_write_file(path, "four", 4, 0600, 0), ODSI_OK);
+    cr_expect_eq(io_read_file(path, &buf), ODSI_ERR_RANGE);
+    cr_expect(strstr(odsi_err_text(), path), "%s", odsi_err_text());
+    buf_free(&buf);
+    unlink(path);
+    rmdir(folder);
+}
+
+Test(io, a_file_is_not_taken_for_a_folder)
+{
+    char folder[] = "/tmp/odsi-test-io-XXXXXX", path[64];
+    snprintf(path, sizeof path, "%s/file", fresh_folder(folder));
+    cr_assert_eq(io_write_file(path, "", 0, 0600, 0), ODSI_OK);
+    cr_expect_eq(io_make_folders(path, 0700), ODSI_ERR_IO);
+    cr_expect_eq(io_make_folders(folder, 0700), ODSI_OK);
+    unlink(path);
+    rmdir(folder);
+}
