@@ -315,12 +315,10 @@ static void beat_failed(struct coordinator_client *self, enum odsi_err err)
     hold(self);
     if (self->failure_count >= MISSED_MAX)
         tell_lost(self, err, 1);
-    if (!self->closed && self->state == JOINED) {
-        if (self->failure_count < MISSED_MAX)
-            beat_later(self);
-        else
-            wake_after(self, backoff_us(self));
-    }
+    /* No backoff: one try in an interval is no more than the usual load, and the coordinator that
+     * comes back counts on hearing everyone within three. */
+    if (!self->closed && self->state == JOINED)
+        beat_later(self);
     release(self);
 }
 
