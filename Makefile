@@ -210,7 +210,7 @@ ifeq ($(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),)
 endif
 endif
 
-CHECKS := $(foreach file,$(wildcard tests/tidy/*.py),$(basename $(notdir $(file)))=$(file))
+CHECKS := test_tidy=tests/tidy/test_tidy.py
 TEST_PROGRAMS := $(UNIT_TESTS) $(KERNEL_TESTS) $(INTEGRATION_TESTS)
 .PHONY: test tests-built
 tests-built: all $(TEST_PROGRAMS) check-headers
@@ -233,6 +233,10 @@ $(BUILD)/headers/c/%.ok: % | $(PB_H)
 	$(call check_header,$(CC) -std=c11 -D_GNU_SOURCE -Wstrict-prototypes,c)
 $(BUILD)/headers/c++/%.ok: %
 	$(call check_header,$(CXX) -std=c++17,c++)
+
+.PHONY: tidy
+tidy: ## check the rules of the house: names, lengths, includes, banned calls
+	@tests/tidy/tidy.py
 
 SOURCES := $(filter-out build/%,$(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh' 2>/dev/null))
 .PHONY: setup-dev check-style analyze valgrind
