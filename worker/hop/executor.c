@@ -490,7 +490,13 @@ enum odsi_err executor_submit(struct executor_session *session, struct executor_
                          LIMIT_STEP_QUEUE);
     }
     step->arrival_us = clock_now_us(&self->config.clock);
-    post(self, JOB_STEP, session, &step->job);
+    step->job.session = session;
+    /* From a callback it goes straight to the session: in the inbox it could stand behind a close
+     * of its own session that another thread has put there meanwhile. */
+    if (pthread_equal(pthread_self(), self->thread))
+        add_step(self, step);
+    else
+        post(self, JOB_STEP, session, &step->job);
     return ODSI_OK;
 }
 
