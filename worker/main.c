@@ -62,7 +62,7 @@ struct worker {
     int exit_code;
 };
 
-/* ---- stopping ----------------------------------------------------------------------------------- */
+/* ---- stopping ------------------------------------------------------------------------------- */
 
 static void loop_over(void *context)
 {
@@ -116,7 +116,7 @@ static void fail(struct worker *self, const char *text)
     stop(self);
 }
 
-/* ---- loading (loader thread, then its end on the loop) ------------------------------------------ */
+/* ---- loading (loader thread, then its end on the loop) -------------------------------------- */
 
 static void show_progress(void *context, uint64_t done, uint64_t total)
 {
@@ -181,7 +181,7 @@ static int end_loader(struct worker *self)
     return !self->stopping;
 }
 
-/* ---- joining ------------------------------------------------------------------------------------ */
+/* ---- joining -------------------------------------------------------------------------------- */
 
 static void fill_load(void *context, struct coordinator_load *out)
 {
@@ -309,7 +309,7 @@ static void model_read(void *context)
     join(self);
 }
 
-/* ---- configuration ------------------------------------------------------------------------------ */
+/* ---- configuration -------------------------------------------------------------------------- */
 
 static enum odsi_err read_layers(struct worker *self)
 {

@@ -49,7 +49,7 @@ struct engine_session {
     uint32_t length;
 };
 
-/* ---- opening and closing ---------------------------------------------------------------------- */
+/* ---- opening and closing -------------------------------------------------------------------- */
 
 static enum odsi_err take_floats(struct engine *self, float **out_dev, uint64_t rows, uint64_t cols)
 {
@@ -204,7 +204,7 @@ void engine_session_truncate(struct engine_session *self, uint32_t length)
     self->length = length;
 }
 
-/* ---- one batch --------------------------------------------------------------------------------- */
+/* ---- one batch ------------------------------------------------------------------------------ */
 
 static enum odsi_err check_batch(const struct engine *self, const struct engine_step *steps,
                                  uint32_t step_count)

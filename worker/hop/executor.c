@@ -79,7 +79,7 @@ static struct executor_step *step_of(struct executor_job *job)
     return (struct executor_step *)(void *)((char *)job - offsetof(struct executor_step, job));
 }
 
-/* ---- sessions and their waiting steps (compute thread) ------------------------------------------ */
+/* ---- sessions and their waiting steps (compute thread) -------------------------------------- */
 
 static void ready_add(struct executor *self, struct executor_session *session)
 {
@@ -209,7 +209,7 @@ static void fail_step(struct executor *self, struct executor_step *step, enum od
     self->config.events->failed(session->user, &step->header, err);
 }
 
-/* ---- running a batch (compute thread) ----------------------------------------------------------- */
+/* ---- running a batch (compute thread) ------------------------------------------------------- */
 
 static uint32_t pick_batch(struct executor *self)
 {
@@ -345,7 +345,7 @@ static void run_batch(struct executor *self)
     }
 }
 
-/* ---- the thread and its inbox ------------------------------------------------------------------- */
+/* ---- the thread and its inbox --------------------------------------------------------------- */
 
 static struct executor_job *take_jobs(struct executor *self, int *stopping)
 {

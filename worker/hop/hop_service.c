@@ -58,7 +58,7 @@ struct hop_service {
     void *closed_context;
 };
 
-/* ---- sessions by id ----------------------------------------------------------------------------- */
+/* ---- sessions by id ------------------------------------------------------------------------- */
 
 static struct session **bucket_of(struct hop_service *self, const struct hop_session_id *id)
 {
@@ -111,7 +111,7 @@ static void end_session(struct session *session)
     executor_session_close(session->executor_session);
 }
 
-/* ---- events to the gateway (any thread) --------------------------------------------------------- */
+/* ---- events to the gateway (any thread) ----------------------------------------------------- */
 
 static void send_failed_event(struct rpc_call *call, const struct hop_session_id *id,
                               uint32_t epoch, uint32_t stage, uint32_t position, enum odsi_err err,
@@ -147,7 +147,7 @@ static void fail_session(struct session *session, uint32_t position, enum odsi_e
                       text);
 }
 
-/* ---- results of the executor (compute thread) --------------------------------------------------- */
+/* ---- results of the executor (compute thread) ----------------------------------------------- */
 
 static void on_opened(void *user, enum odsi_err err)
 {
@@ -260,7 +260,7 @@ static void on_closed(void *user)
         log_line(LOG_ERROR, "a session's memory is lost: %s", odsi_err_text());
 }
 
-/* ---- steps -------------------------------------------------------------------------------------- */
+/* ---- steps ---------------------------------------------------------------------------------- */
 
 /* Decides about a step and, when it is to run, makes room for its rows: *out is NULL for a
  * duplicate. */
@@ -389,7 +389,7 @@ static void *steps_on_open(void *service, struct rpc_call *call, const struct rp
     return service;
 }
 
-/* ---- the Control stream ------------------------------------------------------------------------- */
+/* ---- the Control stream --------------------------------------------------------------------- */
 
 /* Checks the message against this worker and connects to the next stage. */
 static enum odsi_err prepare_session(struct session *session, const Odsi__V1__OpenSession *message)
@@ -569,7 +569,7 @@ static void *control_on_open(void *service, struct rpc_call *call,
     return control;
 }
 
-/* ---- the model ---------------------------------------------------------------------------------- */
+/* ---- the model ------------------------------------------------------------------------------ */
 
 static void model_on_message(void *user, struct rpc_call *call, const struct rpc_message *message)
 {
@@ -604,7 +604,7 @@ static void *model_on_open(void *service, struct rpc_call *call, const struct rp
     return service;
 }
 
-/* ---- trouble on links --------------------------------------------------------------------------- */
+/* ---- trouble on links ----------------------------------------------------------------------- */
 
 static void link_refused(void *context, struct hop_link *link, const struct hop_session_id *id,
                          uint32_t stage, uint32_t position, const struct odsi_failure *failure)
@@ -625,7 +625,7 @@ static void link_broken(void *context, struct hop_link *link, const struct odsi_
                 fail_session(at, at->order.next_position, failure->err, failure->text);
 }
 
-/* ---- opening and closing ------------------------------------------------------------------------ */
+/* ---- opening and closing -------------------------------------------------------------------- */
 
 enum odsi_err hop_service_open(struct hop_service **out, struct rpc_loop *loop,
                                const struct identity *identity)
