@@ -108,6 +108,10 @@ $(GEN)/%.pb-c.o: $(GEN)/%.pb-c.c $(PB_H)
 $(GEN)/descriptors.pb: $(PROTOS)
 	@mkdir -p $(@D)
 	$(Q)protoc --proto_path=proto --include_imports --descriptor_set_out=$@ $(^:proto/%=%)
+# The same as the numbers of a C array: server reflection carries it in the program.
+$(GEN)/descriptors.inc: $(GEN)/descriptors.pb
+	$(Q)od -An -v -tu1 $< | sed 's/\([0-9][0-9]*\)/\1,/g' >$@
+$(BUILD)/obj/common/net/rpc_descriptor.o: $(GEN)/descriptors.inc
 
 # The commit a binary was built from; rewritten only when it changes.
 .PHONY: always
@@ -253,7 +257,7 @@ analyzed: $(patsubst %,$(BUILD)/analyze/%.ok,$(filter %.c,$(SOURCES)))
 	@echo 'analyze: nothing found in $(words $^) files'
 $(BUILD)/analyze/kernels/cpu/avx2_%.ok: ISAFLAGS := $(AVX2FLAGS)
 $(BUILD)/analyze/kernels/cpu/avx512_%.ok: ISAFLAGS := $(AVX512FLAGS)
-$(BUILD)/analyze/%.ok: % .clang-tidy | $(PB_H) $(GEN)/odsi_version.h
+$(BUILD)/analyze/%.ok: % .clang-tidy | $(PB_H) $(GEN)/odsi_version.h $(GEN)/descriptors.inc
 	@mkdir -p $(@D)
 	$(call say,TIDY,$<)clang-tidy --quiet $< -- -std=c11 -D_GNU_SOURCE $(CPPFLAGS) $(ISAFLAGS) \
 	  2>$(@:.ok=.log) || { cat $(@:.ok=.log) >&2; exit 1; }

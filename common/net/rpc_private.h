@@ -73,7 +73,7 @@ ODSI_MUST_USE enum odsi_err rpc_address_listen(char *out, const char *address);
 /* Why a listener could not be bound: binds a socket of its own and reports errno as an error. */
 enum odsi_err rpc_address_explain(const char *address);
 
-/* ---- rpc_tls: the only user of gRPC's experimental TLS interface ------------------------------- */
+/* ---- rpc_tls: the only user of gRPC's experimental TLS interface ----------------------------- */
 
 struct rpc_tls;
 
@@ -153,7 +153,7 @@ ODSI_MUST_USE enum odsi_err rpc_message_read(struct rpc_message_reader *reader,
 void rpc_message_reset(struct rpc_message_reader *reader);
 void rpc_message_free(struct rpc_message_reader *reader);
 
-/* ---- rpc_health, rpc_reflection: services that every server has -------------------------------- */
+/* ---- rpc_health, rpc_reflection: services that every server has ------------------------------ */
 
 struct rpc_health;
 ODSI_MUST_USE enum odsi_err rpc_health_open(struct rpc_health **out);
@@ -163,4 +163,12 @@ void rpc_health_set_services(struct rpc_health *self, const struct rpc_service *
                              size_t count);
 void rpc_health_set_serving(struct rpc_health *self, int serving);
 struct rpc_service rpc_health_service(struct rpc_health *self);
+
+struct rpc_reflection;
+ODSI_MUST_USE enum odsi_err rpc_reflection_open(struct rpc_reflection **out);
+void rpc_reflection_close(struct rpc_reflection **self);
+/* The services it lists; the array must outlive self. */
+void rpc_reflection_set_services(struct rpc_reflection *self, const struct rpc_service *services,
+                                 size_t count);
+struct rpc_service rpc_reflection_service(struct rpc_reflection *self, int is_v1);
 #endif

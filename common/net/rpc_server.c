@@ -17,7 +17,7 @@
 
 #define CALLS_MAX            16384u /* open at one time; each takes some 10 kB */
 #define STREAMS_PER_PEER_MAX 1024
-#define BUILT_IN_COUNT       1u  /* services that every server has */
+#define BUILT_IN_COUNT       3u  /* services that every server has */
 #define PATH_TEXT_SIZE       128 /* bytes of an unknown method's name that are said back */
 /* How long a peer may be silent before it is asked whether it is there. Servers ask less often
  * than clients: it is only so that sessions of a machine that lost its power end at all. */
@@ -44,6 +44,7 @@ struct rpc_server {
     uint16_t port;
     char address[LIMIT_ADDRESS_SIZE];
     struct rpc_health *health;
+    struct rpc_reflection *reflection;
     struct rpc_service *services; /* the caller's, then ours */
     size_t service_count;
     struct accept *accepts; /* one per method, then the one for unknown methods */
@@ -62,6 +63,7 @@ static void free_server(struct rpc_server *self)
 {
     rpc_tls_close(&self->owner.tls);
     rpc_health_close(&self->health);
+    rpc_reflection_close(&self->reflection);
     for (size_t i = 0; i < self->accept_count; i++) {
         grpc_metadata_array_destroy(&self->accepts[i].metadata);
         grpc_call_details_destroy(&self->accepts[i].details);
@@ -277,11 +279,17 @@ static enum odsi_err add_services(struct rpc_server *self, const struct rpc_serv
     enum odsi_err err = alloc_zeroed(&self->services, self->service_count, sizeof *self->services);
     if (err == ODSI_OK)
         err = rpc_health_open(&self->health);
+    if (err == ODSI_OK)
+        err = rpc_reflection_open(&self->reflection);
     if (err != ODSI_OK)
         return err;
     for (size_t i = 0; i < config->service_count; i++)
         self->services[i] = config->services[i];
-    self->services[config->service_count] = rpc_health_service(self->health);
+    struct rpc_service *built_in = self->services + config->service_count;
+    built_in[0] = rpc_health_service(self->health);
+    built_in[1] = rpc_reflection_service(self->reflection, 1);
+    built_in[2] = rpc_reflection_service(self->reflection, 0);
+    rpc_reflection_set_services(self->reflection, self->services, self->service_count);
     rpc_health_set_services(self->health, self->services, self->service_count);
     size_t count = 1; /* for unknown methods */
     for (size_t i = 0; i < self->service_count; i++)

@@ -7,8 +7,12 @@
 #include "grpc/health/v1/health.pb-c.h"
 
 #include <criterion/criterion.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 void net_fill(uint8_t *out, size_t size, uint32_t seed)
 {
@@ -261,6 +265,65 @@ void net_close(struct net *self)
     rpc_loop_close(&self->loop);
     identity_close(&self->server_identity);
     identity_close(&self->client_identity);
+}
+
+/* ---- a server in another process ------------------------------------------------------------ */
+
+static void serve_for_ever(int fd)
+{
+    struct net net = {0};
+    if (rpc_loop_open(&net.loop) != ODSI_OK)
+        _exit(1);
+    net_open_server(&net);
+    if (write(fd, net.address, sizeof net.address) != (ssize_t)sizeof net.address)
+        _exit(1);
+    for (;;)
+        rpc_loop_run(net.loop);
+}
+
+void net_child_start(struct net_child *self)
+{
+    int fds[2];
+    cr_assert_eq(pipe(fds), 0);
+    self->pid = fork();
+    cr_assert_geq(self->pid, 0);
+    if (self->pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* whatever becomes of the test */
+        close(fds[0]);
+        serve_for_ever(fds[1]);
+    }
+    close(fds[1]);
+    cr_assert_eq(read(fds[0], self->address, sizeof self->address), sizeof self->address);
+    close(fds[0]);
+}
+
+void net_child_signal(struct net_child *self, int signal)
+{
+    cr_assert_eq(kill(self->pid, signal), 0);
+    if (signal == SIGKILL)
+        cr_assert_eq(waitpid(self->pid, NULL, 0), self->pid);
+}
+
+struct later {
+    struct rpc_timer timer;
+    void (*fn)(void *context);
+    void *context;
+};
+
+static void run_later(void *context)
+{
+    struct later later = *(struct later *)context;
+    alloc_free(context);
+    later.fn(later.context);
+}
+
+void net_later(struct net *self, uint64_t delay_us, void (*fn)(void *context), void *context)
+{
+    struct later *later = NULL;
+    cr_assert_eq(alloc_zeroed(&later, 1, sizeof *later), ODSI_OK);
+    later->fn = fn;
+    later->context = context;
+    cr_assert_eq(rpc_timer_start(&later->timer, self->loop, delay_us, run_later, later), ODSI_OK);
 }
 
 /* ---- client ------------------------------------------------------------------------------- */

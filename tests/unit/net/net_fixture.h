@@ -73,6 +73,18 @@ void net_call_free(struct net_call *self);
 void net_call_unary(struct net_call *self, struct net *net, const char *path, const void *request,
                     size_t size, uint64_t timeout_us);
 
+/* An echo server in a process of its own, forked before this process uses gRPC. */
+struct net_child {
+    int pid;
+    char address[64];
+};
+void net_child_start(struct net_child *self);
+/* Sends the signal; after SIGKILL it also waits for the end. */
+void net_child_signal(struct net_child *self, int signal);
+
+/* Runs fn(context) after delay_us, once. */
+void net_later(struct net *self, uint64_t delay_us, void (*fn)(void *context), void *context);
+
 /* size bytes that depend on seed. */
 void net_fill(uint8_t *out, size_t size, uint32_t seed);
 
