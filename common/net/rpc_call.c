@@ -267,11 +267,15 @@ struct payload {
     void (*release)(void *context, void *payload); /* NULL: nobody wants to know */
     void *context;
     void *data;
+    /* gRPC may let go on any thread of its own. It orders that after the send, but only we can
+     * promise so to the one who reads this file, and to the thread sanitizer. */
+    atomic_int is_handed_over;
 };
 
 static void release_payload(void *user)
 {
     struct payload *payload = user;
+    (void)atomic_load_explicit(&payload->is_handed_over, memory_order_acquire);
     if (payload->release)
         payload->release(payload->context, payload->data);
     alloc_free(payload);
@@ -314,14 +318,15 @@ enum odsi_err rpc_call_send_frame(struct rpc_call *self, const void *header, siz
     enum odsi_err err = alloc_zeroed(&rider, 1, sizeof *rider);
     if (err != ODSI_OK)
         return err;
+    rider->context = context;
+    rider->data = payload;
+    rider->release = release;
+    atomic_store_explicit(&rider->is_handed_over, 1, memory_order_release);
     grpc_slice slices[2];
     slices[0] = frame_prefix(header, header_size, payload_size);
     slices[1] = grpc_slice_new_with_user_data(payload, payload_size, release_payload, rider);
     const size_t size = GRPC_SLICE_LENGTH(slices[0]) + payload_size;
     grpc_byte_buffer *buffer = grpc_raw_byte_buffer_create(slices, 2);
-    rider->context = context;
-    rider->data = payload;
-    rider->release = release;
     err = enqueue(self, buffer, size, 0, RPC_OK);
     if (err != ODSI_OK) {
         rider->release = NULL; /* the payload stays the caller's */

@@ -12,9 +12,12 @@
  * answer. The answer waits behind the data on its way, so it needs longer on slow lines. */
 #define KEEPALIVE_MS         1000
 #define KEEPALIVE_TIMEOUT_MS 4000
-/* For TCP, TLS and HTTP/2 to be set up: several round trips. gRPC takes the lowest reconnect
- * backoff for it. */
+
+/* Tries to connect: how long one may take (name, TCP and TLS across the world; gRPC calls it "min
+ * reconnect backoff"), and the pause after the first and after later ones, from start to start. */
 #define CONNECT_TIMEOUT_MS 5000
+#define RECONNECT_FIRST_MS 100
+#define RECONNECT_MAX_MS   500
 
 struct rpc_channel {
     struct rpc_call_owner owner;
@@ -55,9 +58,9 @@ static grpc_channel *make_channel(struct rpc_channel *self, const char *target,
         int_arg(GRPC_ARG_KEEPALIVE_TIME_MS, KEEPALIVE_MS),
         int_arg(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, (int)timeout_ms),
         int_arg(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
-        int_arg(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
+        int_arg(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, RECONNECT_FIRST_MS),
         int_arg(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, CONNECT_TIMEOUT_MS),
-        int_arg(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500),
+        int_arg(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, RECONNECT_MAX_MS),
         int_arg(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0),
         int_arg(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0),
         int_arg(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1), /* identity */

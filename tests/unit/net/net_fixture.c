@@ -8,7 +8,9 @@
 
 #include <criterion/criterion.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -205,23 +207,30 @@ void net_open_loop(struct net *self)
     cr_assert_eq(rpc_loop_open(&self->loop), ODSI_OK, "%s", odsi_err_text());
 }
 
-void net_open_server(struct net *self)
+static enum odsi_err open_server(struct net *self)
 {
     self->service = (struct rpc_service){.name = "test.Echo",
                                          .methods = methods,
                                          .method_count = sizeof methods / sizeof *methods,
                                          .context = self};
-    if (self->with_tls)
-        cr_assert_eq(identity_make(&self->server_identity), ODSI_OK, "%s", odsi_err_text());
+    enum odsi_err err = self->with_tls ? identity_make(&self->server_identity) : ODSI_OK;
     const struct rpc_server_config config = {.listen = "127.0.0.1:0",
                                              .identity = self->server_identity,
                                              .services = &self->service,
                                              .service_count = 1,
                                              .admit = self->admit,
                                              .admit_context = self};
-    enum odsi_err err = rpc_server_open(&self->server, self->loop, &config);
-    cr_assert_eq(err, ODSI_OK, "%s", odsi_err_text());
-    snprintf(self->address, sizeof self->address, "127.0.0.1:%u", rpc_server_port(self->server));
+    if (err == ODSI_OK)
+        err = rpc_server_open(&self->server, self->loop, &config);
+    if (err == ODSI_OK)
+        snprintf(self->address, sizeof self->address, "127.0.0.1:%u",
+                 rpc_server_port(self->server));
+    return err;
+}
+
+void net_open_server(struct net *self)
+{
+    cr_assert_eq(open_server(self), ODSI_OK, "%s", odsi_err_text());
 }
 
 void net_open_channel(struct net *self, const struct rpc_channel_config *config)
@@ -259,8 +268,8 @@ void net_close(struct net *self)
     if (self->server) {
         rpc_server_close(self->server, on_closed, self);
         self->server = NULL;
-        net_run(self);
-        cr_assert(self->is_server_closed);
+        while (!self->is_server_closed) /* ends of calls stop the loop, too */
+            net_run(self);
     }
     rpc_loop_close(&self->loop);
     identity_close(&self->server_identity);
@@ -269,13 +278,20 @@ void net_close(struct net *self)
 
 /* ---- a server in another process ------------------------------------------------------------ */
 
-static void serve_for_ever(int fd)
+#define SERVE_VARIABLE "ODSI_TEST_SERVE_FD"
+
+/* The other process is this very program, started again: it serves before main is reached, and
+ * never gets there. (A process may not use gRPC after a mere fork.) */
+__attribute__((constructor)) static void serve_for_ever(void)
 {
     struct net net = {0};
-    if (rpc_loop_open(&net.loop) != ODSI_OK)
+    const char *fd = getenv(SERVE_VARIABLE);
+    if (!fd)
+        return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* whatever becomes of the test */
+    if (rpc_loop_open(&net.loop) != ODSI_OK || open_server(&net) != ODSI_OK)
         _exit(1);
-    net_open_server(&net);
-    if (write(fd, net.address, sizeof net.address) != (ssize_t)sizeof net.address)
+    if (write(fd[0] - '0', net.address, sizeof net.address) != (ssize_t)sizeof net.address)
         _exit(1);
     for (;;)
         rpc_loop_run(net.loop);
@@ -284,14 +300,16 @@ static void serve_for_ever(int fd)
 void net_child_start(struct net_child *self)
 {
     int fds[2];
+    char name[] = "serve";
+    char *argv[] = {name, NULL};
+    posix_spawn_file_actions_t actions;
     cr_assert_eq(pipe(fds), 0);
-    self->pid = fork();
-    cr_assert_geq(self->pid, 0);
-    if (self->pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL); /* whatever becomes of the test */
-        close(fds[0]);
-        serve_for_ever(fds[1]);
-    }
+    cr_assert_eq(posix_spawn_file_actions_init(&actions), 0);
+    cr_assert_eq(posix_spawn_file_actions_adddup2(&actions, fds[1], 3), 0);
+    cr_assert_eq(setenv(SERVE_VARIABLE, "3", 1), 0);
+    cr_assert_eq(posix_spawn(&self->pid, "/proc/self/exe", &actions, NULL, argv, environ), 0);
+    cr_assert_eq(unsetenv(SERVE_VARIABLE), 0);
+    posix_spawn_file_actions_destroy(&actions);
     close(fds[1]);
     cr_assert_eq(read(fds[0], self->address, sizeof self->address), sizeof self->address);
     close(fds[0]);
@@ -324,6 +342,21 @@ void net_later(struct net *self, uint64_t delay_us, void (*fn)(void *context), v
     later->fn = fn;
     later->context = context;
     cr_assert_eq(rpc_timer_start(&later->timer, self->loop, delay_us, run_later, later), ODSI_OK);
+}
+
+static void note_time(void *context)
+{
+    struct net *self = context;
+    self->is_time_over = 1;
+    rpc_loop_stop(self->loop);
+}
+
+void net_run_for(struct net *self, uint64_t time_us)
+{
+    self->is_time_over = 0;
+    net_later(self, time_us, note_time, self);
+    while (!self->is_time_over) /* ends of calls stop the loop, too */
+        net_run(self);
 }
 
 /* ---- client ------------------------------------------------------------------------------- */

@@ -38,6 +38,7 @@ struct net {
     struct rpc_timer watchdog;
     struct rpc_service service;
     int is_server_closed;
+    int is_time_over;
     int with_tls; /* set before net_open */
     int (*admit)(void *context, const struct digest *peer_id);
 };
@@ -51,6 +52,9 @@ void net_open_server(struct net *self);
 void net_open_channel(struct net *self, const struct rpc_channel_config *config);
 /* Runs the loop until rpc_loop_stop; fails the test when the watchdog bites. */
 void net_run(struct net *self);
+
+/* Runs the loop for that long. */
+void net_run_for(struct net *self, uint64_t time_us);
 
 /* A client's call and what came of it. */
 struct net_call {
@@ -73,7 +77,7 @@ void net_call_free(struct net_call *self);
 void net_call_unary(struct net_call *self, struct net *net, const char *path, const void *request,
                     size_t size, uint64_t timeout_us);
 
-/* An echo server in a process of its own, forked before this process uses gRPC. */
+/* An echo server in a process of its own. */
 struct net_child {
     int pid;
     char address[64];

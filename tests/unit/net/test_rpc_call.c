@@ -115,7 +115,7 @@ Test(rpc_call, bidi_echoes_every_size_over_mutual_tls)
     echo_all_sizes(1);
 }
 
-/* ---- frames ------------------------------------------------------------------------------- */
+/* ---- frames ------------------------------------------------------ */
 
 /* Payloads that count how often each was released, from whichever thread. */
 struct payloads {
@@ -222,7 +222,7 @@ Test(rpc_call, frames_over_mutual_tls_arrive_whole_and_every_payload_is_released
     send_frames(1);
 }
 
-/* ---- flow control ------------------------------------------------------------------------- */
+/* ---- flow control ------------------------------------------------------ */
 
 #define FRAME_SIZE (256u * 1024u)
 
@@ -233,7 +233,8 @@ static unsigned fill_queue(struct net_call *call, struct payloads *payloads)
         enum odsi_err err = send_tracked(call->call, payloads, FRAME_SIZE, count);
         if (err == ODSI_ERR_BUSY)
             return count;
-        cr_assert_eq(err, ODSI_OK, "%s", odsi_err_text());
+        cr_assert_eq(err, ODSI_OK, "frame %u: %s, status %d %s", count, odsi_err_text(),
+                     call->status, call->text);
     }
     cr_assert_fail("a peer that does not read took %u frames", count);
     return 0;
@@ -242,12 +243,6 @@ static unsigned fill_queue(struct net_call *call, struct payloads *payloads)
 static void stop_loop(void *context)
 {
     rpc_loop_stop(context);
-}
-
-static void run_for(struct net *net, uint64_t time_us)
-{
-    net_later(net, time_us, stop_loop, net->loop);
-    net_run(net);
 }
 
 /* Goal: a reader that does not read holds its sender back, and costs bounded memory.
@@ -261,9 +256,9 @@ Test(rpc_call, a_paused_reader_makes_its_sender_busy_until_it_reads)
     net_call_open(&call, &net, NET_PATH("Paused"), 0);
     unsigned count = fill_queue(&call, &payloads);
     cr_expect_geq(count, LIMIT_SEND_QUEUE_SIZE / FRAME_SIZE - 1);
-    run_for(&net, 300000);
+    net_run_for(&net, 300000);
     count += fill_queue(&call, &payloads);
-    run_for(&net, 300000);
+    net_run_for(&net, 300000);
     /* The windows are full now: next to nothing fits any more. */
     const unsigned late = fill_queue(&call, &payloads);
     cr_expect_leq(late, 2);
@@ -274,7 +269,7 @@ Test(rpc_call, a_paused_reader_makes_its_sender_busy_until_it_reads)
 
     rpc_call_resume(net.log.last_call);
     for (int i = 0; i < 100 && net.log.message_count < count; i++)
-        run_for(&net, 50000);
+        net_run_for(&net, 50000);
     cr_expect_eq(net.log.message_count, count);
     cr_expect_gt(call.sent_count, 0);
     cr_expect_eq(send_tracked(call.call, &payloads, FRAME_SIZE, 0), ODSI_OK);
@@ -298,7 +293,7 @@ Test(rpc_call, cancelling_with_a_full_queue_releases_every_payload_once)
     rpc_call_cancel(call.call);
     cr_expect_eq(send_tracked(call.call, &payloads, 16, 0), ODSI_ERR_STATE);
     net_run(&net);
-    cr_expect_eq(call.status, RPC_CANCELLED);
+    cr_expect_eq(call.status, RPC_CANCELLED, "%d %s", call.status, call.text);
     cr_expect_eq(send_tracked(call.call, &payloads, 16, 0), ODSI_ERR_STATE);
     rpc_call_unref(call.call);
     net_call_free(&call);
@@ -338,7 +333,7 @@ Test(rpc_call, a_paused_client_gets_no_message_and_no_end_until_it_resumes)
     net_open(&net, NULL);
     net_call_open(&call, &net, NET_PATH("Stream"), NET_CALL_US);
     net_call_send(&call, request, sizeof request);
-    run_for(&net, 200000);
+    net_run_for(&net, 200000);
     cr_expect_eq(call.message_count, 1);
     cr_expect_eq(call.done_count, 0);
     rpc_call_resume(call.call);
@@ -367,7 +362,7 @@ Test(rpc_call, a_message_caught_by_a_pause_does_not_block_the_end)
     net_call_open(&call, &net, NET_PATH("Stream"), NET_CALL_US);
     pause_again(&call); /* the read is under way already */
     net_call_send(&call, request, sizeof request);
-    run_for(&net, 200000);
+    net_run_for(&net, 200000);
     cr_expect_eq(call.message_count, 0);
     cr_expect_eq(call.done_count, 0);
     rpc_call_cancel(call.call);
@@ -378,7 +373,7 @@ Test(rpc_call, a_message_caught_by_a_pause_does_not_block_the_end)
     net_close(&net);
 }
 
-/* ---- bad ends ------------------------------------------------------------------------------- */
+/* ---- bad ends ------------------------------------------------------ */
 
 Test(rpc_call, a_message_over_the_limit_of_its_method_is_refused)
 {
@@ -584,7 +579,49 @@ Test(rpc_call, a_dead_port_is_unavailable_at_once)
     net_close(&net);
 }
 
-/* ---- other processes, other threads ----------------------------------------------------------- */
+static void note_status(void *context, enum rpc_status status, const char *text,
+                        const struct rpc_message *reply)
+{
+    struct net_call *call = context;
+    (void)text;
+    (void)reply;
+    call->done_count++;
+    call->status = status;
+    rpc_loop_stop(call->net->loop);
+}
+
+static void open_late_server(void *context)
+{
+    struct net *net = context;
+    const struct rpc_service *service = &net->service;
+    const struct rpc_server_config config = {
+        .listen = net->address, .services = service, .service_count = 1};
+    cr_assert_eq(rpc_server_open(&net->server, net->loop, &config), ODSI_OK, "%s", odsi_err_text());
+}
+
+/* Goal: a call that waits for its peer finds it soon after it comes up. */
+Test(rpc_call, a_waiting_call_finds_a_server_that_comes_up_later)
+{
+    struct net net = {0};
+    struct net_call call = {.net = &net};
+    net_open_loop(&net);
+    net_open_server(&net); /* to learn of a free port */
+    rpc_server_close(net.server, stop_loop, net.loop);
+    net.server = NULL;
+    net_run(&net);
+    net_open_channel(&net, NULL);
+    enum odsi_err err =
+        rpc_unary(net.channel, NET_PATH("Unary"), NET_CALL_US, 1, "x", 1, note_status, &call);
+    cr_assert_eq(err, ODSI_OK);
+    net_later(&net, 1500000, open_late_server, &net);
+    const uint64_t start_us = clock_monotonic_us();
+    net_run(&net);
+    cr_expect_eq(call.status, RPC_OK);
+    cr_expect_lt(clock_monotonic_us() - start_us, 4000000);
+    net_close(&net);
+}
+
+/* ---- other processes, other threads ------------------------------------------------------ */
 
 static void kill_child(void *context)
 {
@@ -645,7 +682,7 @@ Test(rpc_call, an_idle_stream_stays_open)
     struct net_call call = {0};
     net_open(&net, NULL);
     net_call_open(&call, &net, NET_PATH("Hold"), 0);
-    run_for(&net, 6000000);
+    net_run_for(&net, 6000000);
     cr_expect_eq(call.done_count, 0);
     rpc_call_cancel(call.call);
     net_run(&net);
@@ -748,7 +785,7 @@ Test(rpc_call, threads_that_send_past_the_end_are_told_so)
     cr_expect_eq(payloads.double_count, 0);
 }
 
-/* ---- ends from above -------------------------------------------------------------------------- */
+/* ---- ends from above ------------------------------------------------------ */
 
 Test(rpc_call, closing_the_channel_ends_its_calls_later_on_the_loop)
 {
@@ -757,14 +794,13 @@ Test(rpc_call, closing_the_channel_ends_its_calls_later_on_the_loop)
     net_open(&net, NULL);
     for (int i = 0; i < 3; i++)
         net_call_open(&calls[i], &net, NET_PATH("Hold"), 0);
-    run_for(&net, 50000);
+    net_run_for(&net, 50000);
     rpc_channel_close(&net.channel);
     for (int i = 0; i < 3; i++)
         cr_expect_eq(calls[i].done_count, 0);
     for (int i = 0; i < 3; i++)
-        if (calls[i].done_count == 0)
+        while (calls[i].done_count == 0)
             net_run(&net);
-    run_for(&net, 1000);
     for (int i = 0; i < 3; i++) {
         cr_expect_eq(calls[i].done_count, 1);
         cr_expect_eq(calls[i].status, RPC_CANCELLED);
@@ -801,7 +837,7 @@ Test(rpc_call, closing_the_server_ends_open_calls_on_both_sides)
     struct net_call call = {0};
     net_open(&net, NULL);
     net_call_open(&call, &net, NET_PATH("Hold"), 0);
-    run_for(&net, 100000);
+    net_run_for(&net, 100000);
     cr_assert_eq(net.log.open_count, 1);
     rpc_server_close(net.server, NULL, NULL);
     net.server = NULL;
@@ -812,17 +848,6 @@ Test(rpc_call, closing_the_server_ends_open_calls_on_both_sides)
     net_close(&net);
     cr_expect_eq(net.log.done_count, 1);
     cr_expect_eq(net.log.last_status, RPC_CANCELLED);
-}
-
-static void note_status(void *context, enum rpc_status status, const char *text,
-                        const struct rpc_message *reply)
-{
-    struct net_call *call = context;
-    (void)text;
-    (void)reply;
-    call->done_count++;
-    call->status = status;
-    rpc_loop_stop(call->net->loop);
 }
 
 /* Goal: no allocation of ours can fail in a way that hangs, leaks or crashes.
