@@ -1,0 +1,14 @@
+/* How fast this machine reads memory: the ceiling of decoding, which reads every weight once per
+ * token. Main thread; starts threads of its own for the time of the call. */
+#ifndef ODSI_WORKER_CLI_CLI_MEMORY_H
+#define ODSI_WORKER_CLI_CLI_MEMORY_H
+#include "common/base/err.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Gigabytes (10^9) per second that thread_count threads read together from size bytes, the best of
+ * some passes in about a third of a second. size should be several times the caches.
+ * Errors: ODSI_ERR_NO_MEMORY, ODSI_ERR_IO (no thread). */
+ODSI_MUST_USE enum odsi_err cli_memory_read_gbps(double *out, uint32_t thread_count, size_t size);
+#endif
