@@ -35,11 +35,11 @@ static json_t *generate(struct swarm *swarm, const char *const *args)
     return answer;
 }
 
-/* One error line, and an exit code of 1. */
-static void expect_refused(struct swarm *swarm, const char *const *args, const char *word)
+/* One error line that mentions word, and this exit code. */
+static void expect_refused(struct swarm *swarm, const char *const *args, int code, const char *word)
 {
     char *output = NULL, *log = NULL;
-    cr_expect_eq(swarm_generate(swarm, args, &output, &log), 1);
+    cr_expect_eq(swarm_generate(swarm, args, &output, &log), code);
     cr_expect(strstr(log, word) != NULL, "\"%s\" does not mention \"%s\"", log, word);
     alloc_free(output);
     alloc_free(log);
@@ -177,10 +177,10 @@ Test(swarm, bad_requests_are_refused_by_name_and_harm_nobody, .timeout = 60)
     const char *const unknown_model[] = {"--prompt", "a", "--model", "no-such-model", NULL};
     const char *const hot[] = {"--prompt", "a", "--temperature", "-1", NULL};
     const char *const wide[] = {"--prompt", "a", "--temperature", "1", "--top-p", "1.5", NULL};
-    expect_refused(&swarm, too_long, "512");
-    expect_refused(&swarm, unknown_model, "no-such-model");
-    expect_refused(&swarm, hot, "temperature");
-    expect_refused(&swarm, wide, "top_p");
+    expect_refused(&swarm, too_long, 1, "512");
+    expect_refused(&swarm, unknown_model, 1, "no-such-model");
+    expect_refused(&swarm, hot, 1, "temperature");
+    expect_refused(&swarm, wide, 1, "top_p");
     const char *const empty[] = {"--prompt", "", "--max-tokens", "8", NULL};
     json_t *answer = generate(&swarm, empty);
     cr_expect_eq(json_array_size(json_object_get(answer, "tokens")), 8, "an empty prompt is fine");

@@ -9,7 +9,9 @@
 #include <stddef.h>
 #include <string.h>
 
-#define BATCH_STEPS_MAX 64u
+#define BATCH_STEPS_MAX   64u
+#define INLINE_MAX_US     500u /* a step longer than this is left to the executor's own thread */
+#define INLINE_TOKENS_MAX 4u   /* only decodes: their time is known from the ones before */
 
 enum job_kind { JOB_OPEN, JOB_STEP, JOB_CLOSE };
 
@@ -19,7 +21,7 @@ struct executor_session {
     void *user;
     struct executor_job open_job;
     struct executor_job close_job;
-    /* Below: the compute thread's alone. */
+    /* Below: for the one that holds the role. */
     struct executor_session *next, *previous; /* of all sessions */
     struct engine_session *engine_session;
     struct executor_job *first, **last_next; /* waiting steps, oldest first */
@@ -33,15 +35,18 @@ struct executor_session {
 struct executor {
     struct executor_config config;
     pthread_t thread;
-    pthread_mutex_t lock; /* guards jobs, jobs_last, stopping */
+    pthread_mutex_t lock; /* guards all up to role_thread */
     pthread_cond_t work;
     struct executor_job *jobs, **jobs_last;
     int stopping;
+    int role_taken; /* somebody computes: role_thread */
+    pthread_t role_thread;
     atomic_uint queued_count;
     atomic_uint session_count;
     atomic_ullong kv_tokens_free;
     uint64_t kv_tokens_total;
-    /* Below: the compute thread's alone. */
+    /* Below: for the one that holds the role. */
+    uint32_t decode_us; /* smoothed time of a small batch; 0: not known yet */
     struct executor_session *sessions;
     struct executor_session **ready; /* sessions with a waiting step */
     uint32_t ready_count, ready_capacity;
@@ -79,7 +84,7 @@ static struct executor_step *step_of(struct executor_job *job)
     return (struct executor_step *)(void *)((char *)job - offsetof(struct executor_step, job));
 }
 
-/* ---- sessions and their waiting steps (compute thread) -------------------------------------- */
+/* ---- sessions and their waiting steps (holding the role) -------------------------------------- */
 
 static void ready_add(struct executor *self, struct executor_session *session)
 {
@@ -209,7 +214,7 @@ static void fail_step(struct executor *self, struct executor_step *step, enum od
     self->config.events->failed(session->user, &step->header, err);
 }
 
-/* ---- running a batch (compute thread) ------------------------------------------------------- */
+/* ---- running a batch (holding the role) ------------------------------------------------------- */
 
 static uint32_t pick_batch(struct executor *self)
 {
@@ -323,6 +328,14 @@ static void report_step(struct executor *self, uint32_t index, uint64_t start_us
     drop_step(self, step);
 }
 
+/* Follows upward at once and downward slowly, so that a long step is not run inline twice. */
+static void learn_decode_time(struct executor *self, uint64_t used_us)
+{
+    const uint64_t used = used_us < 1 ? 1 : used_us > UINT32_MAX ? UINT32_MAX : used_us;
+    const uint64_t smoothed = (7u * (uint64_t)self->decode_us + used) / 8u;
+    self->decode_us = (uint32_t)(used > smoothed ? used : smoothed);
+}
+
 static void run_batch(struct executor *self)
 {
     const uint32_t count = pick_batch(self);
@@ -338,6 +351,8 @@ static void run_batch(struct executor *self)
         (void)run_err;
     }
     const uint64_t end_us = clock_now_us(&self->config.clock);
+    if (count == 1 && self->batch[0]->header.token_count <= INLINE_TOKENS_MAX)
+        learn_decode_time(self, end_us - start_us);
     for (uint32_t i = 0; i < count; i++) {
         if (err != ODSI_OK)
             self->steps[i].status = err;
@@ -347,17 +362,20 @@ static void run_batch(struct executor *self)
 
 /* ---- the thread and its inbox --------------------------------------------------------------- */
 
-static struct executor_job *take_jobs(struct executor *self, int *stopping)
+/* With the lock held: takes the role and everything that waits. */
+static struct executor_job *take_role(struct executor *self)
 {
-    pthread_mutex_lock(&self->lock);
-    while (!self->jobs && !self->stopping && self->ready_count == 0)
-        pthread_cond_wait(&self->work, &self->lock);
     struct executor_job *jobs = self->jobs;
     self->jobs = NULL;
     self->jobs_last = &self->jobs;
-    *stopping = self->stopping;
-    pthread_mutex_unlock(&self->lock);
+    self->role_taken = 1;
+    self->role_thread = pthread_self();
     return jobs;
+}
+
+static int has_work(const struct executor *self)
+{
+    return self->jobs || self->ready_count > 0;
 }
 
 static void do_jobs(struct executor *self, struct executor_job *job)
@@ -377,11 +395,20 @@ static void do_jobs(struct executor *self, struct executor_job *job)
 static void *run_thread(void *context)
 {
     struct executor *self = context;
-    int stopping = 0;
-    while (!stopping) {
-        do_jobs(self, take_jobs(self, &stopping));
-        if (self->ready_count > 0 && !stopping)
+    pthread_mutex_lock(&self->lock);
+    for (;;) {
+        while (self->role_taken || (!self->stopping && !has_work(self)))
+            pthread_cond_wait(&self->work, &self->lock);
+        const int stopping = self->stopping;
+        struct executor_job *jobs = take_role(self);
+        pthread_mutex_unlock(&self->lock);
+        do_jobs(self, jobs);
+        if (stopping)
+            break;
+        if (self->ready_count > 0)
             run_batch(self);
+        pthread_mutex_lock(&self->lock);
+        self->role_taken = 0;
     }
     while (self->sessions)
         close_session(self, self->sessions);
@@ -397,8 +424,40 @@ static void post(struct executor *self, enum job_kind kind, struct executor_sess
     pthread_mutex_lock(&self->lock);
     *self->jobs_last = job;
     self->jobs_last = &job->next;
-    pthread_cond_signal(&self->work);
+    if (!self->role_taken) /* whoever has it looks again before it gives it up */
+        pthread_cond_signal(&self->work);
     pthread_mutex_unlock(&self->lock);
+}
+
+/* Whether this thread holds the role: it is inside a callback. */
+static int holds_role(struct executor *self)
+{
+    pthread_mutex_lock(&self->lock);
+    const int holds = self->role_taken && pthread_equal(self->role_thread, pthread_self());
+    pthread_mutex_unlock(&self->lock);
+    return holds;
+}
+
+/* Runs the step here and now, if nothing else waits and it is short; 0 when it was not taken. */
+static int run_inline(struct executor *self, struct executor_step *step)
+{
+    pthread_mutex_lock(&self->lock);
+    if (self->role_taken || self->stopping || has_work(self) || self->decode_us == 0 ||
+        self->decode_us > INLINE_MAX_US || step->header.token_count > INLINE_TOKENS_MAX) {
+        pthread_mutex_unlock(&self->lock);
+        return 0;
+    }
+    take_role(self);
+    pthread_mutex_unlock(&self->lock);
+    add_step(self, step);
+    if (self->ready_count > 0)
+        run_batch(self);
+    pthread_mutex_lock(&self->lock);
+    self->role_taken = 0;
+    if (has_work(self) || self->stopping)
+        pthread_cond_signal(&self->work);
+    pthread_mutex_unlock(&self->lock);
+    return 1;
 }
 
 enum odsi_err executor_open(struct executor **out, const struct executor_config *config)
@@ -493,9 +552,9 @@ enum odsi_err executor_submit(struct executor_session *session, struct executor_
     step->job.session = session;
     /* From a callback it goes straight to the session: in the inbox it could stand behind a close
      * of its own session that another thread has put there meanwhile. */
-    if (pthread_equal(pthread_self(), self->thread))
+    if (holds_role(self))
         add_step(self, step);
-    else
+    else if (!run_inline(self, step))
         post(self, JOB_STEP, session, &step->job);
     return ODSI_OK;
 }

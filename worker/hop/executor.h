@@ -1,9 +1,11 @@
-/* The compute thread of a worker: owns the engine, takes steps from the network thread, batches
- * them, and on the last stage samples.
+/* What computes in a worker: owns the engine, takes steps from the network thread, batches them,
+ * and on the last stage samples.
  *
- * Jobs of one session are handled in the order they were given. Results are reported by callbacks
- * on the compute thread itself, so that an output can be sent to the next worker without waking
- * another thread first.
+ * Jobs of one session are handled in the order they were given. Whoever computes also reports, by
+ * callbacks, so that an output can be sent to the next worker without waking another thread first.
+ * That is the executor's own thread, or, when nothing else runs and the step is expected to take
+ * less than INLINE_MAX_US, the thread that submits it: waking a sleeping thread takes longer than
+ * such a step. Never two at once: the one that computes holds the role.
  *
  * Threads: every function may be called from any thread, callbacks included; a session's user
  * pointer must stay valid until its closed callback. */
@@ -49,7 +51,7 @@ ODSI_MUST_USE enum odsi_err executor_step_make(struct executor_step **out,
                                                const struct hop_header *header, uint32_t row_size);
 void executor_step_free(struct executor_step *step);
 
-/* All on the compute thread. header has this stage's timing added. */
+/* All by the thread that holds the role, one at a time. header has this stage's timing added. */
 struct executor_events {
     /* The session has its memory (ODSI_OK), or could not be opened: then closed follows when the
      * session is closed, as always. */
@@ -91,7 +93,8 @@ ODSI_MUST_USE enum odsi_err executor_session_open(struct executor_session **out,
                                                   const struct hop_spec *spec, void *user);
 /* Drops what the session still has waiting and ends it; closed follows. Call once. */
 void executor_session_close(struct executor_session *session);
-/* Takes the step. Errors: ODSI_ERR_BUSY (LIMIT_STEP_QUEUE steps wait): step stays the caller's. */
+/* Takes the step, and perhaps runs it before returning (see above): hold no lock that a callback
+ * takes. Errors: ODSI_ERR_BUSY (LIMIT_STEP_QUEUE steps wait): step stays the caller's. */
 ODSI_MUST_USE enum odsi_err executor_submit(struct executor_session *session,
                                             struct executor_step *step);
 

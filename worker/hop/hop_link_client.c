@@ -108,7 +108,7 @@ void hop_links_close(struct hop_links *self, void (*on_closed)(void *context), v
     finish_closing(self);
 }
 
-static void measure(struct hop_link *link)
+static void measure(struct hop_link *link, uint32_t held_us)
 {
     const uint64_t now_us = clock_monotonic_us();
     const uint64_t sent_count = atomic_load(&link->sent_count);
@@ -119,7 +119,8 @@ static void measure(struct hop_link *link)
     link->acked_count++;
     if (!known || now_us - sent_us > UINT32_MAX)
         return;
-    hop_rtt_add(&link->rtt, (uint32_t)(now_us - sent_us));
+    const uint32_t whole_us = (uint32_t)(now_us - sent_us);
+    hop_rtt_add(&link->rtt, whole_us > held_us ? whole_us - held_us : 1);
     atomic_store(&link->one_way_us, link->rtt.mean_us / 2);
 }
 
@@ -137,7 +138,7 @@ static void on_message(void *user, struct rpc_call *call, const struct rpc_messa
         rpc_call_cancel(call);
         return;
     }
-    measure(link);
+    measure(link, ack->held_us);
     if (ack->error != ODSI__V1__ERROR_CODE__ERROR_OK) {
         struct odsi_failure failure;
         odsi_failure_take(&failure, odsi_fail((enum odsi_err)ack->error, "stage %u, %s: %s",

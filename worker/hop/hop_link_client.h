@@ -37,7 +37,8 @@ ODSI_MUST_USE enum odsi_err hop_links_get(struct hop_links *self, struct hop_lin
 void hop_link_release(struct hop_link *link);
 
 /* Sends one step; header is a packed StepHeader. The payload is released with alloc_free when it
- * is no longer needed; on error it stays the caller's. One sending thread (the compute thread).
+ * is no longer needed; on error it stays the caller's. Never by two threads at
+ * once (the one that computes sends).
  * Errors: ODSI_ERR_UNAVAILABLE (broken), ODSI_ERR_BUSY (the peer does not read),
  * ODSI_ERR_NO_MEMORY. */
 ODSI_MUST_USE enum odsi_err hop_link_send(struct hop_link *link, const struct buf *header,

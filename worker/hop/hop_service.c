@@ -2,6 +2,7 @@
 
 #include "common/base/alloc.h"
 #include "common/base/assert.h"
+#include "common/base/clock.h"
 #include "common/base/limits.h"
 #include "common/base/log.h"
 #include "common/net/rpc_pack.h"
@@ -52,7 +53,7 @@ struct hop_service {
     struct session *buckets[SESSION_BUCKETS];
     uint32_t session_count;
     uint8_t *scratch; /* [LIMIT_HOP_HEADER_SIZE], loop thread */
-    struct buf out;   /* compute thread's packing buffer */
+    struct buf out;   /* packing buffer of whoever computes */
     int closing;
     void (*on_closed)(void *context);
     void *closed_context;
@@ -147,7 +148,7 @@ static void fail_session(struct session *session, uint32_t position, enum odsi_e
                       text);
 }
 
-/* ---- results of the executor (compute thread) ----------------------------------------------- */
+/* ---- results of the executor (its role) ----------------------------------------------- */
 
 static void on_opened(void *user, enum odsi_err err)
 {
@@ -283,7 +284,7 @@ static enum odsi_err accept_step(struct session *session, const struct hop_heade
 }
 
 /* A step was taken; from here on an error ends the session, since its position is used up. */
-static enum odsi_err submit_step(struct session *session, struct executor_step *step)
+static void submit_step(struct session *session, struct executor_step *step)
 {
     enum odsi_err err = ODSI_OK;
     if (hop_is_first(&session->spec)) {
@@ -298,7 +299,6 @@ static enum odsi_err submit_step(struct session *session, struct executor_step *
         fail_session(session, step->header.position, err, odsi_err_text());
         executor_step_free(step);
     }
-    return err;
 }
 
 /* Token ids that lie in one piece: from the gateway, or from this worker itself. */
@@ -311,21 +311,22 @@ static enum odsi_err take_tokens(struct session *session, const struct hop_heade
     if (err != ODSI_OK || !step)
         return err;
     memcpy(step->data, tokens, size);
-    return submit_step(session, step);
+    submit_step(session, step);
+    return ODSI_OK;
 }
 
-static void send_ack(struct rpc_call *call, const struct hop_header *header, enum odsi_err err)
+static void send_ack(struct rpc_call *call, const struct hop_header *header,
+                     const struct odsi_failure *failure, uint64_t arrival_us)
 {
     Odsi__V1__StepAck ack = ODSI__V1__STEP_ACK__INIT;
-    char text[ODSI_ERR_TEXT_SIZE];
-    snprintf(text, sizeof text, "%s", err == ODSI_OK ? "" : odsi_err_text());
     ack.session_id.data = (uint8_t *)(uintptr_t)header->id.bytes;
     ack.session_id.len = sizeof header->id.bytes;
     ack.epoch = header->epoch;
     ack.stage = header->stage;
     ack.position = header->position;
-    ack.error = (Odsi__V1__ErrorCode)err;
-    ack.text = text;
+    ack.error = (Odsi__V1__ErrorCode)failure->err;
+    ack.text = (char *)(uintptr_t)(failure->err == ODSI_OK ? "" : failure->text);
+    ack.held_us = (uint32_t)(clock_monotonic_us() - arrival_us);
     if (rpc_send(call, &ack.base) != ODSI_OK)
         rpc_call_fail(call, ODSI_ERR_BUSY); /* it does not read its acknowledgements */
 }
@@ -361,6 +362,8 @@ static enum odsi_err take_frame(struct hop_service *self, const struct digest *s
 static void steps_on_message(void *user, struct rpc_call *call, const struct rpc_message *message)
 {
     struct hop_service *self = user;
+    const uint64_t arrival_us = clock_monotonic_us();
+    struct odsi_failure failure;
     struct rpc_frame frame;
     struct hop_header header;
     struct digest sender;
@@ -376,9 +379,10 @@ static void steps_on_message(void *user, struct rpc_call *call, const struct rpc
         return;
     }
     err = take_frame(self, &sender, message, &frame, &header, &step, &session);
-    send_ack(call, &header, err); /* before computing: it also measures the way */
+    odsi_failure_take(&failure, err);
     if (step)
-        err = submit_step(session, step);
+        submit_step(session, step); /* first: the next stage waits for it, the sender does not */
+    send_ack(call, &header, &failure, arrival_us);
 }
 
 static void *steps_on_open(void *service, struct rpc_call *call, const struct rpc_handler **handler)
