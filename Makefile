@@ -223,6 +223,11 @@ test: setup cuda-note ## build and run every test that this machine can run
 	@tests/run.py --build $(BUILD) $(if $(SAN),--limit 2700) $(CHECKS) \
 	  $(foreach program,$(TEST_PROGRAMS),$(notdir $(program))=$(program))
 
+.PHONY: interop
+interop: setup ## let a stock gRPC client from npm talk to a local swarm
+	@$(again) all
+	@tests/interop/run $(BUILD)
+
 # Every header compiles alone, those that CUDA sources include also as C++.
 HEADERS := $(wildcard $(foreach folder,common/* kernels kernels/* worker/* coordinator tests/*,\
   $(folder)/*.h))

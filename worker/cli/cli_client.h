@@ -30,7 +30,7 @@ ODSI_MUST_USE enum odsi_err cli_client_open(struct cli_client **out,
 /* No answer may be running. *self may be NULL. */
 void cli_client_close(struct cli_client **self);
 
-/* ---- models and members ----------------------------------------------------------------------- */
+/* ---- models and members ---------------------------------------------------------------------- */
 
 struct cli_model_row {
     struct digest id;
@@ -73,7 +73,7 @@ ODSI_MUST_USE enum odsi_err cli_client_members(struct cli_client *self, uint64_t
                                                uint64_t *version, struct cli_member_row **rows,
                                                uint32_t *row_count);
 
-/* ---- generating ------------------------------------------------------------------------------- */
+/* ---- generating ------------------------------------------------------------------------------ */
 
 struct cli_request {
     const char *model;             /* NULL: the only one served */
