@@ -166,6 +166,8 @@ Test(cli, mistakes_in_the_flags_end_with_2_and_one_line)
         {"model"},
         {"model", "inspect"},
         {"model", "transmute", "a"},
+        {"model", "synth", "a", "--shape", "none"},
+        {"model", "synth", "a", "--shape", "llama-tiny", "--type", "q9"},
         {"identity", "borrow"},
         {"status", "now"},
     };
@@ -343,6 +345,31 @@ Test(cli, model_inspect_describes_the_demo_model)
     cr_expect_eq(said.code, 0);
     cr_expect(strstr(said.output, "llama.block_count = 6"), "%s", said.output);
     cr_expect(strstr(said.output, "blk.5.ffn_down.weight  q8_0  [128][384]"), "%s", said.output);
+    said_free(&said);
+}
+
+Test(cli, model_synth_makes_the_same_bytes_from_the_same_seed)
+{
+    char path[3][PROCESS_PATH_SIZE];
+    const char *const seeds[] = {"7", "7", "8"};
+    json_t *got[3];
+    for (int i = 0; i < 3; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "m%d.gguf", i);
+        cr_assert_eq(process_path(path[i], folder, name), ODSI_OK);
+        struct said said =
+            RUN("model", "synth", path[i], "--shape", "llama-tiny", "--seed", seeds[i]);
+        cr_assert_eq(said.code, 0, "%s", said.log);
+        said_free(&said);
+        got[i] = OBJECT("model", "inspect", path[i], "--json");
+    }
+    cr_expect(json_equal(json_object_get(got[0], "model_id"), json_object_get(got[1], "model_id")));
+    cr_expect(
+        !json_equal(json_object_get(got[0], "model_id"), json_object_get(got[2], "model_id")));
+    for (int i = 0; i < 3; i++)
+        json_decref(got[i]);
+    struct said said = RUN("model", "synth", path[0], "--shape", "llama-tiny");
+    cr_expect_eq(said.code, 1, "an existing file must stay");
     said_free(&said);
 }
 

@@ -10,7 +10,7 @@ static const struct cmd commands[] = {
     {"status", "show who serves which layers", cmd_status_run},
     {"bench", "measure the engine, or a swarm under load", cmd_bench_run},
     {"trace", "hash the residual stream after every layer", cmd_trace_run},
-    {"model", "inspect a model file", cmd_model_run},
+    {"model", "inspect a model file, or make a synthetic one", cmd_model_run},
     {"identity", "show or make the key that names this participant", cmd_identity_run},
     {NULL, NULL, NULL},
 };

@@ -1,12 +1,14 @@
 #include "worker/cli/cmd.h"
 
 #include "common/base/args.h"
+#include "common/base/buf.h"
 #include "worker/cli/cli_input.h"
 #include "worker/cli/cli_json.h"
 #include "worker/cli/cli_progress.h"
 #include "worker/cli/cli_text.h"
 #include "worker/model/gguf.h"
 #include "worker/model/model.h"
+#include "worker/model/synth.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -15,6 +17,9 @@
 static const char command_name[] = "model";
 
 struct options {
+    const char *shape;
+    const char *type;
+    uint64_t seed;
     int is_json;
     int with_metadata;
     int with_tensors;
@@ -160,29 +165,72 @@ static enum odsi_err inspect(const char *path, const struct options *options)
     return err;
 }
 
+/* ---- synth ----------------------------------------------------------------------------------- */
+
+static int read_type(const char *name, enum tensor_type *out)
+{
+    static const enum tensor_type types[] = {TENSOR_F32, TENSOR_F16, TENSOR_Q8_0};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        if (strcmp(name, type_name(types[i])) == 0) {
+            *out = types[i];
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static int synth(const char *path, const struct options *options)
+{
+    struct cli_progress progress;
+    enum tensor_type type = TENSOR_F32;
+    const struct synth_shape *shape = options->shape ? synth_shape_find(options->shape) : NULL;
+    if (!shape) {
+        struct buf names;
+        buf_init(&names, 4096);
+        for (const struct synth_shape *at = synth_shapes(); at->name; at++)
+            buf_printf(&names, "%s%s", names.size ? ", " : "", at->name);
+        const int code =
+            cli_input_usage(command_name, "--shape must be one of %s", buf_text_view(&names));
+        buf_free(&names);
+        return code;
+    }
+    if (!read_type(options->type, &type))
+        return cli_input_usage(command_name, "--type must be f32, f16 or q8_0");
+    cli_progress_init(&progress, stderr);
+    const enum odsi_err err =
+        synth_write(path, shape, type, options->seed, show_progress, &progress);
+    cli_progress_clear(&progress);
+    return err == ODSI_OK ? CMD_OK : cli_input_failed(command_name, err);
+}
+
 /* ---- the command ----------------------------------------------------------------------------- */
 
 static int run(const char *verb, const char *path, const struct options *options)
 {
-    (void)verb;
+    if (strcmp(verb, "synth") == 0)
+        return synth(path, options);
     const enum odsi_err err = inspect(path, options);
     return err == ODSI_OK ? CMD_OK : cli_input_failed(command_name, err);
 }
 
 int cmd_model_run(int argc, char **argv)
 {
-    struct options options = {0};
+    struct options options = {.type = "q8_0", .seed = 1};
     const struct args_option table[] = {
         {"metadata", 0, ARGS_FLAG, &options.with_metadata, NULL, "inspect: every key and value", 0},
         {"tensors", 0, ARGS_FLAG, &options.with_tensors, NULL, "inspect: every tensor", 0},
         {"json", 0, ARGS_FLAG, &options.is_json, NULL, "inspect: one object", 0},
+        {"shape", 0, ARGS_TEXT, &options.shape, "S", "synth: such as llama-1.1b", 0},
+        {"type", 0, ARGS_TEXT, &options.type, "T", "synth: f32, f16 or q8_0 (q8_0)", 0},
+        {"seed", 0, ARGS_U64, &options.seed, "N", "synth: same seed, same bytes (1)", 0},
         {NULL},
     };
     const struct args_program program = {
         .name = "odsi model",
-        .summary = "Inspects a model file.",
-        .usage = "inspect FILE| synth FILE [options]",
-        .examples = "  odsi model inspect odsi-tiny-q8_0.gguf --tensors\n",
+        .summary = "Inspects a model file, or writes one with random weights for benchmarks.",
+        .usage = "inspect FILE | synth FILE [options]",
+        .examples = "  odsi model inspect odsi-tiny-q8_0.gguf --tensors\n"
+                    "  odsi model synth big.gguf --shape llama-1.1b --type q8_0 --seed 7\n",
         .options = table,
     };
     struct args *args = NULL;
@@ -200,8 +248,9 @@ int cmd_model_run(int argc, char **argv)
         code = CMD_OK;
     else if (outcome == ARGS_RUN && rest < argc)
         code = cli_input_usage(command_name, "'%s' is not an option", argv[rest]);
-    else if (outcome == ARGS_RUN && (!words[0] || strcmp(words[0], "inspect") != 0))
-        code = cli_input_usage(command_name, "use inspect FILE");
+    else if (outcome == ARGS_RUN &&
+             (!words[0] || (strcmp(words[0], "inspect") != 0 && strcmp(words[0], "synth") != 0)))
+        code = cli_input_usage(command_name, "use inspect FILE or synth FILE");
     else if (outcome == ARGS_RUN && !words[1])
         code = cli_input_usage(command_name, "%s which file?", words[0]);
     else if (outcome == ARGS_RUN)
