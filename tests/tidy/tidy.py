@@ -94,7 +94,7 @@ FOREIGN = {
     "protobuf-c/*": ("*service.[ch]", "*_client.[ch]", "*_wire.[ch]", "*/rpc_*", "*/cli_*"),
 }
 GENERATED_USERS = ("*service.[ch]", "*_client.[ch]", "*_wire.[ch]", "*/rpc_*", "*/cli_*", "tests/*")
-GENERATED = ("*.pb-c.h", "odsi_version.h")
+GENERATED = ("*.pb-c.h", "odsi_version.h", "descriptors.inc")
 
 # Variables that outlive a call and change, each with the reason why it may.
 MUTABLE = {
