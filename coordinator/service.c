@@ -18,6 +18,7 @@ struct service {
     struct rpc_service rpc;
     struct directory_service *directory;
     struct rpc_timer timer;
+    int runs; /* between service_start and service_stop */
     struct members_listener listener;
     uint64_t tick_us;
     uint64_t sweep_us;
@@ -170,8 +171,9 @@ static void tick(void *context)
     note(self, directory_service_tick(self->directory));
     recover(self);
     if (service_start(self) != ODSI_OK) {
-        /* Without its timer this instance would serve ghosts for ever. */
-        log_line(LOG_ERROR, "no memory for a timer; no longer healthy");
+        /* Without its timer this instance serves ghosts; the next call starts it again. */
+        self->failed_at_us = now_us;
+        log_line(LOG_ERROR, "no memory for a timer");
         set_health(self, 0);
     }
 }
@@ -295,6 +297,10 @@ static void unary_message(void *user, struct rpc_call *call, const struct rpc_me
         return;
     unary->answered = 1;
     unary->answer(unary->service, call, message);
+    /* A tick may have found no memory for the next one. */
+    if (unary->service->runs && !unary->service->timer.state &&
+        service_start(unary->service) != ODSI_OK)
+        log_line(LOG_ERROR, "no memory for a timer");
 }
 
 static void unary_half_close(void *user, struct rpc_call *call)
@@ -419,11 +425,13 @@ void service_close(struct service **self)
 
 enum odsi_err service_start(struct service *self)
 {
+    self->runs = 1;
     return rpc_timer_start(&self->timer, self->config.loop, self->tick_us, tick, self);
 }
 
 void service_stop(struct service *self)
 {
+    self->runs = 0;
     rpc_timer_cancel(&self->timer);
     directory_service_stop(self->directory);
 }

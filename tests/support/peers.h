@@ -144,6 +144,7 @@ struct peers_watch {
     uint32_t count;
     struct peers_seen members[PEERS_MEMBERS_MAX];
     uint32_t count_min; /* since the test last set it */
+    int is_tolerant;    /* of directories that there is no memory for */
     int went_back;      /* a version was not larger than the one before */
 };
 
