@@ -39,6 +39,7 @@ struct rpc_loop {
     size_t hold_count;
     size_t attached_count;
     int is_initialized; /* grpc_init was called */
+    int is_draining;    /* the last turns: nobody waits once nothing is held any more */
 
     pthread_mutex_t lock; /* guards what follows */
     struct post *posts;
@@ -157,7 +158,8 @@ static void run_deferred(struct rpc_loop *self)
 /* When to stop waiting for an event. */
 static gpr_timespec wait_until(struct rpc_loop *self, uint64_t now_us)
 {
-    if (self->deferred || atomic_load(&self->has_posts) || atomic_load(&self->stopping))
+    if (self->deferred || atomic_load(&self->has_posts) || atomic_load(&self->stopping) ||
+        (self->is_draining && self->hold_count == 0))
         return gpr_inf_past(GPR_CLOCK_MONOTONIC);
     const uint64_t next_us = rpc_timer_next_us(&self->timers);
     if (next_us == UINT64_MAX)
@@ -246,6 +248,7 @@ static void drain(struct rpc_loop *self)
 {
     set_thread(self, 1);
     atomic_store(&self->stopping, 0);
+    self->is_draining = 1;
     while (self->hold_count > 0 || self->deferred || atomic_load(&self->has_posts))
         turn(self, 0);
     set_thread(self, 0);

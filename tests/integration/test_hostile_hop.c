@@ -213,10 +213,11 @@ static void end_on_loop(void *context)
 {
     struct client *client = context;
     for (uint32_t i = 0; i < client->stream_count; i++)
-        if (!client->streams[i].done)
+        if (!client->streams[i].done) /* set on this thread */
             rpc_call_cancel(client->streams[i].call);
 }
 
+/* What is posted last may find the loop stopped: then closing it runs it (a hang once). */
 static void client_close(struct client *client)
 {
     cr_assert_eq(rpc_loop_post(client->loop, end_on_loop, client), ODSI_OK);
@@ -512,8 +513,6 @@ Test(hostile_hop, malformed_and_oversized_messages_end_their_stream_only, .timeo
     alloc_free(big);
     expect_honest_session(&client, control, 1);
     cr_assert_eq(rpc_call_send(control->call, garbage, sizeof garbage), ODSI_OK);
-    for (int i = 0; i < 200 && !control->done; i++)
-        usleep(10000);
     cr_expect_eq(wait_end(control), RPC_INVALID_ARGUMENT);
     client_close(&client);
     swarm_close(&swarm);
