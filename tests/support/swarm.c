@@ -46,8 +46,10 @@ static void start_worker(struct swarm *self, const struct swarm_config *config, 
     const char *args[ARGS_MAX] = {
         "--cpu", "--listen=127.0.0.1:0", "--kv-memory=16M", layers, coordinator, state};
     size_t count = 6;
-    const uint32_t first = index * config->layer_count / config->worker_count;
-    const uint32_t end = (index + 1) * config->layer_count / config->worker_count;
+    const uint32_t shard_count = config->shard_count ? config->shard_count : config->worker_count;
+    const uint32_t shard = index % shard_count;
+    const uint32_t first = shard * config->layer_count / shard_count;
+    const uint32_t end = (shard + 1) * config->layer_count / shard_count;
     snprintf(name, sizeof name, "worker-%u", index);
     snprintf(layers, sizeof layers, "--layers=%u-%u", first, end - 1);
     snprintf(coordinator, sizeof coordinator, "--coordinator=%s", self->coordinator_address);

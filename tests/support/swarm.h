@@ -1,6 +1,7 @@
 /* A whole swarm of real processes for a test: coordinator on SQLite, workers that hold equal
- * shares of a model's layers, gateway with a plaintext client side on loopback. Mutual TLS inside.
- * Ends with swarm_close or with the test's process, however that ends. */
+ * shares of a model's layers (several the same share when there are replicas), gateway with a
+ * plaintext client side on loopback. Mutual TLS inside. Ends with swarm_close or with the test's
+ * process, however that ends. */
 #ifndef ODSI_TESTS_SUPPORT_SWARM_H
 #define ODSI_TESTS_SUPPORT_SWARM_H
 #include "tests/support/process.h"
@@ -11,6 +12,7 @@ struct swarm_config {
     const char *model;
     uint32_t layer_count;
     uint32_t worker_count;
+    uint32_t shard_count;           /* 0: worker_count; worker i holds shard i % shard_count */
     const char *const *worker_args; /* added to every worker's, NULL-terminated; may be NULL */
 };
 

@@ -20,9 +20,10 @@ ODSI_MUST_USE enum odsi_err encoder_open(struct encoder **out, struct rpc_loop *
  * what the thread posted before has run. */
 void encoder_close(struct encoder **self);
 
-/* Tokenizes text (copied) for the model of card (shared) into at most token_max ids. on_encoded(user, err, tokens, count) comes once, later:
- * tokens is then the receiver's, to be ended with alloc_free; with ODSI_ERR_RANGE count tells how
- * many there would have been; other errors come with this thread's error text.
+/* Tokenizes text (copied) for the model of card (shared) into at most token_max ids.
+ * on_encoded(user, err, tokens, count) comes once, later: tokens is then the receiver's, to be
+ * ended with alloc_free; with ODSI_ERR_RANGE count tells how many there would have been; other
+ * errors come with this thread's error text.
  * Errors: ODSI_ERR_BUSY (too much is waiting), ODSI_ERR_NO_MEMORY; on_encoded does not come. */
 ODSI_MUST_USE enum odsi_err
 encoder_start(struct encoder *self, struct encoder_job **out, struct model_card *card,

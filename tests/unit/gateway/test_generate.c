@@ -214,7 +214,7 @@ static void say(struct talk *self, uint32_t token)
     cr_assert_eq(send(self, &next), ODSI_OK, "%s", odsi_err_text());
 }
 
-/* ---- a whole conversation --------------------------------------------------------------------- */
+/* ---- a whole conversation -------------------------------------------------------------------- */
 
 Test(generate, holds_a_whole_conversation)
 {
@@ -380,7 +380,7 @@ Test(generate, gives_the_mean_over_decode_steps)
     talk_close(&talk);
 }
 
-/* ---- bad events ------------------------------------------------------------------------------- */
+/* ---- bad events ------------------------------------------------------------------------------ */
 
 Test(generate, takes_each_position_once)
 {
@@ -491,7 +491,7 @@ Test(generate, refuses_a_stage_that_opens_twice_or_late)
     talk_close(&talk);
 }
 
-/* ---- failures and other paths ----------------------------------------------------------------- */
+/* ---- failures and other paths ---------------------------------------------------------------- */
 
 /* Goal: after a failure in the middle the answer goes on as if nothing had happened. */
 Test(generate, computes_the_text_so_far_again_on_another_path)
@@ -669,7 +669,7 @@ Test(generate, ignores_failures_of_a_path_that_is_over)
     talk_close(&talk);
 }
 
-/* ---- time ------------------------------------------------------------------------------------- */
+/* ---- time ------------------------------------------------------------------------------------ */
 
 Test(generate, fails_at_the_deadline_and_says_how_far_it_came)
 {
@@ -747,7 +747,7 @@ Test(generate, tries_another_path_when_tokens_stop_coming)
     talk_close(&talk);
 }
 
-/* ---- the client ------------------------------------------------------------------------------- */
+/* ---- the client ------------------------------------------------------------------------------ */
 
 Test(generate, gathers_tokens_for_a_slow_client)
 {
