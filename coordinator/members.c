@@ -5,8 +5,8 @@
 #include <string.h>
 
 /* Bytes of a packed Member but for its three texts, at their longest: tags, lengths and varints of
- * proto/odsi/v1/coordinator.proto counted one by one come to 177. */
-#define ENTRY_FIXED_SIZE 192u
+ * proto/odsi/v1/coordinator.proto counted one by one. */
+#define ENTRY_FIXED_SIZE 180u
 
 /* Stores keep integers as 64-bit signed. */
 #define COUNT_MAX ((uint64_t)INT64_MAX)
@@ -240,14 +240,23 @@ uint64_t members_listen(struct members_listener *self, uint64_t now_us)
 
 uint32_t members_entry_size(const struct member *row)
 {
-    return ENTRY_FIXED_SIZE + (uint32_t)(strlen(row->address) + strlen(row->model.name) +
-                                         strlen(row->capability.backend));
+    /* The backend at its longest, because a heartbeat may change it and must not need room. */
+    return ENTRY_FIXED_SIZE + MEMBERS_BACKEND_SIZE +
+           (uint32_t)(strlen(row->address) + strlen(row->model.name));
 }
 
 int members_same_model(const struct members_model *a, const struct members_model *b)
 {
     return digest_equal(&a->id, &b->id) && a->layer_count == b->layer_count &&
            a->numerics_version == b->numerics_version;
+}
+
+int members_same_capability(const struct members_capability *a, const struct members_capability *b)
+{
+    return a->memory_size == b->memory_size && a->kv_token_capacity == b->kv_token_capacity &&
+           memcmp(&a->prefill_tokens_per_s, &b->prefill_tokens_per_s, sizeof(float)) == 0 &&
+           memcmp(&a->decode_tokens_per_s, &b->decode_tokens_per_s, sizeof(float)) == 0 &&
+           strcmp(a->backend, b->backend) == 0 && a->thread_count == b->thread_count;
 }
 
 static enum odsi_err choose_layers(struct member *out, const struct members_wish *wish,

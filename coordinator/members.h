@@ -110,6 +110,8 @@ int members_wants_choice(const struct members_wish *wish);
 /* Whether two descriptions mean the same model, so that their holders can serve one session. */
 int members_same_model(const struct members_model *a, const struct members_model *b);
 
+int members_same_capability(const struct members_capability *a, const struct members_capability *b);
+
 /* Decides a join whose wish is checked: fills out with the row to write (holder's row, if any, is
  * to be deleted first). Asked to choose, it leaves a member that comes back with the same model and
  * room the layers it had.
@@ -129,7 +131,7 @@ uint64_t members_silence_us(const struct member *row, uint64_t now_us);
 /* Whether row is gone for an instance that has listened since since_us. */
 int members_is_expired(const struct member *row, uint64_t since_us, uint64_t now_us);
 
-/* The most bytes that row can take in a Directory message. */
+/* The most bytes that row can take in a Directory message, whatever its heartbeats say. */
 uint32_t members_entry_size(const struct member *row);
 
 /* Since when an instance can vouch for silence: nobody is gone only because the coordinator was

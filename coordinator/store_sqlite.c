@@ -30,6 +30,7 @@ enum statement {
     GET_RANGES,
     PUT_MEMBER,
     PUT_BEAT,
+    PUT_LOAD,
     DELETE_MEMBER,
     CLAMP_TIMES,
     DELETE_EXPIRED,
@@ -62,6 +63,9 @@ static const char *const statement_sql[STATEMENT_COUNT] = {
     [PUT_BEAT] = "UPDATE member SET memory_size = ?10, kv_token_capacity = ?11, "
                  "prefill_tokens_per_s = ?12, decode_tokens_per_s = ?13, backend = ?14, "
                  "thread_count = ?15, session_count = ?16, queued_step_count = ?17, "
+                 "kv_tokens_free = ?18, ready = ?19, heard_at_us = ?21 WHERE worker_id = ?1",
+    /* The same but for what indexes hold: most heartbeats. */
+    [PUT_LOAD] = "UPDATE member SET session_count = ?16, queued_step_count = ?17, "
                  "kv_tokens_free = ?18, ready = ?19, heard_at_us = ?21 WHERE worker_id = ?1",
     [DELETE_MEMBER] = "DELETE FROM member WHERE worker_id = ?1",
     [CLAMP_TIMES] = "UPDATE member SET heard_at_us = ?1 WHERE heard_at_us > ?1",
@@ -98,7 +102,8 @@ static const char *const migrations[] = {
     "  heartbeat_ms INTEGER NOT NULL,"
     "  heard_at_us INTEGER NOT NULL,"
     "  entry_size INTEGER NOT NULL) WITHOUT ROWID;"
-    "CREATE INDEX member_model ON member (model_id);"
+    "CREATE INDEX member_model ON member (model_id, layer_count, numerics_version, worker_id,"
+    "  layer_first, layer_end, decode_tokens_per_s);" /* covers GET_RANGES */
     "CREATE INDEX member_entry_size ON member (entry_size);",
 };
 #define SCHEMA_VERSION ((int)(sizeof migrations / sizeof *migrations))
@@ -286,7 +291,7 @@ static enum odsi_err read_member(sqlite3_stmt *statement, struct member *out)
     return members_check_row(out);
 }
 
-/* Parameters ?1 to ?21 of PUT_MEMBER; PUT_BEAT uses some of the same. */
+/* Parameters ?1 to ?21 of PUT_MEMBER, some of which PUT_BEAT and PUT_LOAD use. */
 static void bind_member(sqlite3_stmt *statement, const struct member *row)
 {
     bind_id(statement, 1, &row->worker_id);
@@ -470,9 +475,12 @@ static enum odsi_err heartbeat_inside(struct sqlite_store *self, const struct di
     enum odsi_err err = get_member(self, GET_MEMBER, &row, out_known);
     if (err != ODSI_OK || !*out_known)
         return err;
+    const struct members_capability before = row.capability;
     const int changed = members_hear(&row, beat, now_us);
-    bind_member(self->statements[PUT_BEAT], &row);
-    err = execute(self, PUT_BEAT, "writing a heartbeat");
+    const enum statement put =
+        members_same_capability(&before, &row.capability) ? PUT_LOAD : PUT_BEAT;
+    bind_member(self->statements[put], &row);
+    err = execute(self, put, "writing a heartbeat");
     if (err == ODSI_OK && changed)
         err = execute(self, BUMP_VERSION, "writing the version");
     return err;

@@ -129,6 +129,17 @@ Test(members, checks_heartbeats_and_stored_rows_by_the_same_rules)
     cr_expect_eq(members_check_row(&row), ODSI_ERR_CORRUPT);
 }
 
+Test(members, need_no_more_room_after_a_heartbeat)
+{
+    const struct members_wish wish = fixture_wish(1);
+    struct member row = joined(&wish, FIXTURE_NOW_US);
+    struct members_beat beat = {.has_capability = 1};
+    const uint32_t before = members_entry_size(&row);
+    memset(beat.capability.backend, 'b', sizeof beat.capability.backend - 1);
+    (void)members_hear(&row, &beat, FIXTURE_NOW_US);
+    cr_expect_eq(members_entry_size(&row), before);
+}
+
 /* Goal: the sum of entry sizes really bounds a Directory message.
  * Method: a Member with every field at its longest, packed. */
 Test(members, knows_the_most_bytes_a_member_takes_in_a_message)
@@ -154,7 +165,6 @@ Test(members, knows_the_most_bytes_a_member_takes_in_a_message)
     capability.memory_size = capability.kv_token_capacity = (uint64_t)INT64_MAX;
     capability.prefill_tokens_per_s = capability.decode_tokens_per_s = speed;
     capability.thread_count = UINT32_MAX;
-    capability.backend = empty;
     load.session_count = load.queued_step_count = UINT32_MAX;
     load.kv_tokens_free = (uint64_t)INT64_MAX;
     member.worker_id = model.model_id;
@@ -165,7 +175,8 @@ Test(members, knows_the_most_bytes_a_member_takes_in_a_message)
     member.load = &load;
     member.ready = 1;
     member.silent_ms = UINT32_MAX;
-    row.capability.backend[0] = '\0';
+    memset(row.capability.backend, 'b', sizeof row.capability.backend - 1);
+    capability.backend = row.capability.backend;
     memset(row.model.name, 'n', sizeof row.model.name - 1);
     /* Its own size, and a tag and a length of two bytes in the list. */
     cr_expect_leq(odsi__v1__member__get_packed_size(&member) + 3, members_entry_size(&row));

@@ -352,6 +352,15 @@ static void model_step(struct store *store, struct model_swarm *swarm,
     const struct digest id = fixture_id(who);
     struct members_wish wish = fixture_wish_auto(who, 1 + fixture_below(random, 12));
     struct members_beat beat = {.ready = (int)fixture_below(random, 2)};
+    beat.load.session_count = fixture_below(random, 100);
+    beat.has_capability = (int)fixture_below(random, 2);
+    beat.capability = wish.capability;
+    if (fixture_below(random, 2)) {
+        beat.capability.decode_tokens_per_s = (float)fixture_below(random, 50);
+        memset(beat.capability.backend, 0, sizeof beat.capability.backend);
+        snprintf(beat.capability.backend, sizeof beat.capability.backend, "%u",
+                 fixture_below(random, 100000));
+    }
     struct member row;
     int known = 0;
     uint32_t removed = 0;
