@@ -178,6 +178,12 @@ $(BUILD)/tests/integration_%: $(BUILD)/obj/tests/integration/%.o $(TSAN_ARENA) \
 	@mkdir -p $(@D)
 	$(link) -lcriterion $(SYS_all)
 
+# ---- benchmarks: one program per file of tests/bench --------------------------------------------
+$(BUILD)/bench/bench_kernels: $(call objects,tests/bench/bench_kernels.c) \
+  $(call archives,kernels crypto base)
+	@mkdir -p $(@D)
+	$(link) $(SYS_crypto)
+
 # ---- targets for people -------------------------------------------------------------------------
 # What a target needs installed comes first, and only then is anything asked about: the part of it
 # that builds is a second make, which sees the machine as setup left it and uses all cores.
@@ -275,6 +281,13 @@ valgrind: setup-dev ## run the unit tests of base, crypto, model and engine unde
 	@$(again) $(VALGRIND_TESTS)
 	@tests/run.py --build $(BUILD) --limit 1800 --title valgrind \
 	  $(foreach program,$(VALGRIND_TESTS),valgrind_$(notdir $(program))="$(VALGRIND) $(program)")
+
+BENCHES := $(BUILD)/bench/bench_kernels
+.PHONY: bench benches-built
+benches-built: $(BENCHES)
+bench: setup ## measure the kernels on this machine
+	@$(again) benches-built
+	@for program in $(BENCHES); do $$program || exit 1; done
 
 .PHONY: install
 install: all ## copy the programs to $(DESTDIR)$(PREFIX)/bin

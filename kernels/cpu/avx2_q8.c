@@ -4,8 +4,8 @@
 #include "kernels/cpu/avx2_vec.inc"
 #include "kernels/ref/ref.h"
 
-#define Q8_GROUPS_WIDE 2u
 #define Q8_GROUPS      1u
+#define PREFETCH_AHEAD 4096 /* bytes; past the end is harmless */
 #define Q8_TOKENS      4u
 
 struct q8_tile {
@@ -24,7 +24,7 @@ SIMD_INLINE int32_t load_quad(const int8_t *from)
 }
 
 /* sum[g][t]: the integer sums of block b. */
-SIMD_INLINE void q8_block(__m256i sum[2][Q8_TOKENS], const struct q8_tile *tile, uint32_t b,
+SIMD_INLINE void q8_block(__m256i sum[Q8_GROUPS][Q8_TOKENS], const struct q8_tile *tile, uint32_t b,
                           uint32_t groups, uint32_t tokens)
 {
     const struct cpu_matmul *job = tile->job;
@@ -45,6 +45,8 @@ SIMD_INLINE void q8_block(__m256i sum[2][Q8_TOKENS], const struct q8_tile *tile,
             const size_t block = (size_t)(tile->group + g) * blocks + b;
             const uint8_t *at = weights + (block * (OPS_BLOCK / 4) + i) * 32;
             const __m256i w = _mm256_loadu_si256((const __m256i *)(const void *)at);
+            if (tokens == 1 && i % 2 == 0) /* the stream of a decode */
+                _mm_prefetch((const char *)at + PREFETCH_AHEAD, _MM_HINT_T0);
             const __m256i magnitude = _mm256_abs_epi8(w);
             SIMD_UNROLL
             for (uint32_t t = 0; t < tokens; t++) {
@@ -61,14 +63,14 @@ SIMD_INLINE void q8_tile_run(const struct q8_tile *tile, uint32_t groups, uint32
     const struct cpu_matmul *job = tile->job;
     const uint32_t rows = job->weight->rows;
     const uint32_t blocks = job->weight->cols / OPS_BLOCK;
-    VEC total[2][Q8_TOKENS];
+    VEC total[Q8_GROUPS][Q8_TOKENS];
     SIMD_UNROLL
     for (uint32_t g = 0; g < groups; g++)
         SIMD_UNROLL
     for (uint32_t t = 0; t < tokens; t++)
         total[g][t] = vec_set1(0.0f);
     for (uint32_t b = tile->block_first; b < tile->block_end; b++) {
-        __m256i sum[2][Q8_TOKENS];
+        __m256i sum[Q8_GROUPS][Q8_TOKENS];
         q8_block(sum, tile, b, groups, tokens);
         SIMD_UNROLL
         for (uint32_t g = 0; g < groups; g++) {

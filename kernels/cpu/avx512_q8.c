@@ -5,9 +5,8 @@
 #include "kernels/cpu/avx512_vec.inc"
 #include "kernels/ref/ref.h"
 
-#define Q8_GROUPS_WIDE 4u
-#define Q8_GROUPS      2u
-#define Q8_TOKENS      6u
+#define Q8_GROUPS 2u
+#define Q8_TOKENS 6u
 
 struct q8_tile {
     const struct cpu_matmul *job;
@@ -25,7 +24,7 @@ SIMD_INLINE int32_t load_quad(const int8_t *from)
 }
 
 /* sum[g][t]: the integer sums of block b. */
-SIMD_INLINE void q8_block(__m512i sum[4][Q8_TOKENS], const struct q8_tile *tile, uint32_t b,
+SIMD_INLINE void q8_block(__m512i sum[Q8_GROUPS][Q8_TOKENS], const struct q8_tile *tile, uint32_t b,
                           uint32_t groups, uint32_t tokens)
 {
     const struct cpu_matmul *job = tile->job;
@@ -41,7 +40,7 @@ SIMD_INLINE void q8_block(__m512i sum[4][Q8_TOKENS], const struct q8_tile *tile,
         sum[g][t] = _mm512_set1_epi32(offsets[(size_t)t * blocks]);
     SIMD_UNROLL
     for (uint32_t i = 0; i < OPS_BLOCK / 4; i++) {
-        __m512i w[4];
+        __m512i w[Q8_GROUPS];
         SIMD_UNROLL
         for (uint32_t g = 0; g < groups; g++) {
             const size_t block = (size_t)(tile->group + g) * blocks + b;
@@ -62,14 +61,14 @@ SIMD_INLINE void q8_tile_run(const struct q8_tile *tile, uint32_t groups, uint32
     const struct cpu_matmul *job = tile->job;
     const uint32_t rows = job->weight->rows;
     const uint32_t blocks = job->weight->cols / OPS_BLOCK;
-    VEC total[4][Q8_TOKENS];
+    VEC total[Q8_GROUPS][Q8_TOKENS];
     SIMD_UNROLL
     for (uint32_t g = 0; g < groups; g++)
         SIMD_UNROLL
     for (uint32_t t = 0; t < tokens; t++)
         total[g][t] = vec_set1(0.0f);
     for (uint32_t b = tile->block_first; b < tile->block_end; b++) {
-        __m512i sum[4][Q8_TOKENS];
+        __m512i sum[Q8_GROUPS][Q8_TOKENS];
         q8_block(sum, tile, b, groups, tokens);
         SIMD_UNROLL
         for (uint32_t g = 0; g < groups; g++) {

@@ -65,8 +65,13 @@ static float non_finite(struct rng *rng)
 void fill_f32(struct rng *rng, float *out, size_t count, enum content content)
 {
     static const float few[] = {1.0f, -1.0f, 0.5f, -0.5f, 16777216.0f, -16777216.0f, 0.0f, -0.0f};
+    float unit = 1.0f;
     for (size_t i = 0; i < count; i++) {
-        if (content == CONTENT_EXTREME)
+        if (i % OPS_BLOCK == 0)
+            unit = det_from_bits(rng_range(rng, 20, 34) << 23); /* 2^-107 .. 2^-93 */
+        if (content == CONTENT_TINY)
+            out[i] = plain(rng) * unit;
+        else if (content == CONTENT_EXTREME)
             out[i] = extreme(rng);
         else if (content == CONTENT_CANCELLING)
             out[i] = few[rng_range(rng, 0, 7)];

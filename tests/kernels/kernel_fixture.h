@@ -24,9 +24,10 @@ enum content {
     CONTENT_PLAIN,      /* -1 .. 1 */
     CONTENT_EXTREME,    /* any finite magnitude, subnormals, both zeros, some plain */
     CONTENT_CANCELLING, /* few values and their opposites: sums near zero */
+    CONTENT_TINY,       /* runs of 32 of one tiny magnitude: where quantization gives up */
     CONTENT_NON_FINITE, /* plain, and here and there a NaN or infinity */
 };
-#define CONTENT_COUNT 4
+#define CONTENT_COUNT 5
 
 void fill_f32(struct rng *rng, float *out, size_t count, enum content content);
 void fill_f16(struct rng *rng, uint16_t *out, size_t count, enum content content);
