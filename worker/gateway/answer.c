@@ -1,6 +1,7 @@
 #include "worker/gateway/answer.h"
 
 #include "common/base/alloc.h"
+#include "common/base/bytes.h"
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "kernels/ops.h"
@@ -220,6 +221,16 @@ static enum odsi_err choose(const struct answer *self, struct choice *choice, ui
     return err;
 }
 
+static void log_path(const struct answer *self, const struct choice *choice)
+{
+    char hex[2 * HOP_SESSION_ID_SIZE + 1];
+    if (!log_enabled(LOG_DEBUG))
+        return;
+    bytes_to_hex(hex, self->session_id.bytes, HOP_SESSION_ID_SIZE);
+    for (uint32_t i = 0; i < choice->stage_count; i++)
+        log_line(LOG_DEBUG, "session %s, stage %u: %s", hex, i, choice->stages[i].label);
+}
+
 static void take_path(struct answer *self)
 {
     const uint64_t now_us = clock_monotonic_us();
@@ -234,6 +245,7 @@ static void take_path(struct answer *self)
                            &members[choice.indexes[choice.chosen[i].member_index]],
                            &choice.stages[i]);
         self->stage_count = choice.stage_count;
+        log_path(self, &choice);
         generate_set_path(self->generate, choice.stages, choice.stage_count, now_us);
     } else {
         generate_give_up(self->generate, err, now_us);
