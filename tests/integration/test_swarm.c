@@ -309,6 +309,41 @@ Test(swarm, a_killed_worker_is_named_and_ends_the_answer_soon, .timeout = 60)
     swarm_close(&swarm);
 }
 
+/* Goal: with a replica the loss of a worker changes no byte of the answer. Method: two workers that
+ * each hold the whole model; one of the two serves, so each is killed once in the middle of a long
+ * answer, and the text must be the same both times. */
+Test(swarm, a_killed_worker_with_a_replica_changes_no_byte, .timeout = 120)
+{
+    const char *const whole[] = {"--layers=0-5", NULL};
+    const struct swarm_config config = {
+        .model = MODEL_Q8, .layer_count = DEMO_LAYERS, .worker_count = 2, .worker_args = whole};
+    char *expected = NULL;
+    for (uint32_t killed = 0; killed < 2; killed++) {
+        struct swarm swarm;
+        char *output = NULL, *log = NULL;
+        int code = -1;
+        swarm_open(&swarm, &config);
+        if (!expected) {
+            struct process *undisturbed = start_long_answer(&swarm, "undisturbed");
+            cr_assert_eq(process_wait(undisturbed, 20000000u, &code), ODSI_OK);
+            cr_assert_eq(process_read_output(&expected, undisturbed), ODSI_OK);
+            process_close(&undisturbed);
+        }
+        struct process *process = start_long_answer(&swarm, "disturbed");
+        process_close(&swarm.workers[killed]); /* SIGKILL */
+        cr_expect_eq(process_wait(process, 20000000u, &code), ODSI_OK, "it hangs");
+        cr_assert_eq(process_read_log(&log, process), ODSI_OK);
+        cr_expect_eq(code, 0, "killed %u: %s", killed, log);
+        cr_assert_eq(process_read_output(&output, process), ODSI_OK);
+        cr_expect_str_eq(output, expected, "killed %u", killed);
+        alloc_free(output);
+        alloc_free(log);
+        process_close(&process);
+        swarm_close(&swarm);
+    }
+    alloc_free(expected);
+}
+
 Test(swarm, stops_cleanly_in_the_middle_of_an_answer, .timeout = 60)
 {
     struct swarm swarm;
