@@ -1,5 +1,5 @@
-/* The loops of struct cpu_loops (kernels/cpu/cpu_loops.h) in AVX-512 (F, BW, VL, DQ, VNNI), bit for bit those of kernels/ref.
- * Only for processors that cpu_level_lacks has nothing against. */
+/* The loops of struct cpu_loops (kernels/cpu/cpu_loops.h) in AVX-512 (F, BW, VL, DQ, VNNI), bit for
+ * bit those of kernels/ref. Only for processors that cpu_level_lacks has nothing against. */
 #ifndef ODSI_KERNELS_CPU_AVX512_LOOPS_H
 #define ODSI_KERNELS_CPU_AVX512_LOOPS_H
 #include "kernels/cpu/cpu_loops.h"
