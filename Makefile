@@ -257,7 +257,8 @@ SOURCES := $(filter-out build/%,$(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh' 
 .PHONY: setup-dev check-style analyze valgrind
 setup-dev:
 	@deploy/setup --dev
-check-style: setup-dev ## compare every source with .clang-format
+check-style: ## compare every source with .clang-format
+	@deploy/setup --style
 	@clang-format --dry-run -Werror $(SOURCES)
 	@echo 'check-style: $(words $(SOURCES)) files are formatted'
 
