@@ -53,7 +53,7 @@ struct directory_service {
 static void publish(void *context);
 static void publish_later(struct directory_service *self);
 
-/* ---- packing ----------------------------------------------------------------------------------- */
+/* ---- packing --------------------------------------------------------------------------------- */
 
 static void append_varint(struct buf *out, uint64_t value)
 {
@@ -188,7 +188,7 @@ static enum odsi_err refresh(struct directory_service *self)
     return pack(self);
 }
 
-/* ---- watchers ---------------------------------------------------------------------------------- */
+/* ---- watchers -------------------------------------------------------------------------------- */
 
 static void taken(struct watcher *watcher)
 {
@@ -351,7 +351,7 @@ void *directory_service_watch(struct directory_service *self, struct rpc_call *c
     return watcher;
 }
 
-/* ---- the rest ---------------------------------------------------------------------------------- */
+/* ---- the rest -------------------------------------------------------------------------------- */
 
 void directory_service_get(struct directory_service *self, struct rpc_call *call)
 {

@@ -40,7 +40,7 @@ struct coordinator {
     struct rpc_timer stop_timer;
 };
 
-/* ---- stopping ---------------------------------------------------------------------------------- */
+/* ---- stopping -------------------------------------------------------------------------------- */
 
 static void server_closed(void *context)
 {
@@ -74,7 +74,7 @@ static void terminate(void *context)
     self->server = NULL;
 }
 
-/* ---- starting ---------------------------------------------------------------------------------- */
+/* ---- starting -------------------------------------------------------------------------------- */
 
 static uint64_t unix_now_us(void *context)
 {

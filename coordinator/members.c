@@ -15,7 +15,7 @@ ODSI_STATIC_ASSERT(ENTRY_FIXED_SIZE + LIMIT_ADDRESS_SIZE + LIMIT_NAME_SIZE + MEM
                        MEMBERS_DIRECTORY_SIZE_MAX,
                    "a directory carries at least one member");
 
-/* ---- fields ------------------------------------------------------------------------------------ */
+/* ---- fields ---------------------------------------------------------------------------------- */
 
 static int is_printable_ascii(const char *text, size_t size_max)
 {
@@ -197,7 +197,7 @@ enum odsi_err members_check_row(const struct member *row)
     return ODSI_OK;
 }
 
-/* ---- time -------------------------------------------------------------------------------------- */
+/* ---- time ------------------------------------------------------------------------------------ */
 
 uint64_t members_overdue_us(uint32_t heartbeat_ms)
 {
@@ -236,7 +236,7 @@ uint64_t members_listen(struct members_listener *self, uint64_t now_us)
     return self->since_us;
 }
 
-/* ---- joining and heartbeats -------------------------------------------------------------------- */
+/* ---- joining and heartbeats ------------------------------------------------------------------ */
 
 uint32_t members_entry_size(const struct member *row)
 {

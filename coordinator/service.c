@@ -28,7 +28,7 @@ struct service {
     uint64_t complained_at_us; /* monotonic; 0: not since it last worked */
 };
 
-/* ---- from the wire ----------------------------------------------------------------------------- */
+/* ---- from the wire --------------------------------------------------------------------------- */
 
 static enum odsi_err copy_text(char *out, size_t size, const char *text, const char *field)
 {
@@ -99,7 +99,7 @@ static enum odsi_err read_beat(struct members_beat *out, const Odsi__V1__Heartbe
     return err == ODSI_OK ? members_check_beat(out) : err;
 }
 
-/* ---- what happens with the store --------------------------------------------------------------- */
+/* ---- what happens with the store ------------------------------------------------------------- */
 
 static void set_health(struct service *self, int healthy)
 {
@@ -178,7 +178,7 @@ static void tick(void *context)
     }
 }
 
-/* ---- unary calls ------------------------------------------------------------------------------- */
+/* ---- unary calls ----------------------------------------------------------------------------- */
 
 /* One call of any method but WatchDirectory. */
 struct unary {
@@ -379,7 +379,7 @@ static const struct rpc_method methods[] = {
     {"/odsi.v1.Coordinator/GetDirectory", open_get_directory, REQUEST_SIZE_MAX},
 };
 
-/* ---- life -------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 enum odsi_err service_open(struct service **out, const struct service_config *config)
 {

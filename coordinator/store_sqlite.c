@@ -116,7 +116,7 @@ struct sqlite_store {
 
 static const struct store_kind sqlite_kind;
 
-/* ---- errors and single statements -------------------------------------------------------------- */
+/* ---- errors and single statements ------------------------------------------------------------ */
 
 /* Our error for SQLite's last one on this connection. */
 static enum odsi_err sqlite_error(sqlite3 *db, const char *doing)
@@ -207,7 +207,7 @@ static void bind_text(sqlite3_stmt *statement, int index, const char *text)
     (void)sqlite3_bind_text(statement, index, text, -1, SQLITE_STATIC);
 }
 
-/* ---- rows -------------------------------------------------------------------------------------- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 /* Reads columns in order and remembers whether any had a value that does not fit. */
 struct reader {
@@ -343,7 +343,7 @@ static enum odsi_err delete_member(struct sqlite_store *self, const struct diges
     return execute(self, DELETE_MEMBER, "removing a member");
 }
 
-/* ---- joining ----------------------------------------------------------------------------------- */
+/* ---- joining --------------------------------------------------------------------------------- */
 
 /* All that a join looks at, and the memory it lies in. */
 struct join {
@@ -464,7 +464,7 @@ static enum odsi_err sqlite_join(struct store *store, const struct members_wish 
     return err;
 }
 
-/* ---- the other transactions -------------------------------------------------------------------- */
+/* ---- the other transactions ------------------------------------------------------------------ */
 
 static enum odsi_err heartbeat_inside(struct sqlite_store *self, const struct digest *worker_id,
                                       const struct members_beat *beat, uint64_t now_us,
@@ -588,7 +588,7 @@ static enum odsi_err sqlite_read(struct store *store, uint64_t *out_version,
     return err;
 }
 
-/* ---- opening ----------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 static enum odsi_err run_sql(sqlite3 *db, const char *sql, const char *doing)
 {

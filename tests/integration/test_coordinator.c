@@ -25,7 +25,7 @@ static void tear_down(void)
 
 TestSuite(coordinator, .init = set_up, .fini = tear_down, .timeout = 120);
 
-/* ---- membership -------------------------------------------------------------------------------- */
+/* ---- membership ------------------------------------------------------------------------------ */
 
 Test(coordinator, shows_a_member_from_its_join_to_its_leave)
 {
@@ -155,7 +155,7 @@ Test(coordinator, keeps_an_address_for_the_member_that_is_heard_there)
     process_close(&coordinator.process);
 }
 
-/* ---- bad input --------------------------------------------------------------------------------- */
+/* ---- bad input ------------------------------------------------------------------------------- */
 
 Test(coordinator, lets_nobody_join_without_an_identity_but_lets_them_read)
 {
@@ -285,7 +285,7 @@ Test(coordinator, makes_a_member_with_a_bad_address_give_up)
     peers_worker_drop(&worker);
     process_close(&coordinator.process);
 }
-/* ---- command line ------------------------------------------------------------------------------ */
+/* ---- command line ---------------------------------------------------------------------------- */
 
 /* Runs the program to its end; standard error must hold word in one line. */
 static void expect_exit(const char *const *args, int code, const char *word)

@@ -1,5 +1,5 @@
-/* Coordinators that stop, die, come back, share a database or run out of disk, seen from the members
- * and watchers that live on. */
+/* Coordinators that stop, die, come back, share a database or run out of disk, seen from the
+ * members and watchers that live on. */
 #include "tests/support/peers.h"
 
 #include "common/base/clock.h"
@@ -26,7 +26,7 @@ static void tear_down(void)
 
 TestSuite(coordinator_life, .init = set_up, .fini = tear_down, .timeout = 120);
 
-/* ---- coming and going of coordinators ---------------------------------------------------------- */
+/* ---- coming and going of coordinators -------------------------------------------------------- */
 
 Test(coordinator_life, stops_within_two_seconds_when_asked)
 {
@@ -220,9 +220,9 @@ Test(coordinator_life, gives_a_slow_watcher_the_newest_directory)
     process_close(&coordinator.process);
 }
 
-/* ---- disks ------------------------------------------------------------------------------------- */
+/* ---- disks ----------------------------------------------------------------------------------- */
 
-/* Goal: with no room to write, reading goes on and the process lives; with room again, joining does.
+/* Goal: with no room to write, reading goes on and the process lives; with room again joining does.
  * Method: a limit on the size of the files that the process may write. */
 Test(coordinator_life, goes_on_answering_when_its_disk_is_full)
 {

@@ -23,7 +23,7 @@ void peers_close(struct peers *self)
     process_folder_remove(self->folder);
 }
 
-/* ---- waiting ----------------------------------------------------------------------------------- */
+/* ---- waiting --------------------------------------------------------------------------------- */
 
 struct waiting {
     struct peers *peers;
@@ -62,7 +62,7 @@ void peers_run_for(struct peers *peers, uint64_t time_us)
     (void)peers_wait_for(peers, NULL, NULL, time_us);
 }
 
-/* ---- coordinators ------------------------------------------------------------------------------ */
+/* ---- coordinators ---------------------------------------------------------------------------- */
 
 void peers_start(struct peers *peers, struct peers_instance *self,
                  const struct peers_instance_config *config)
@@ -110,7 +110,7 @@ const char *peers_place_of(const struct peers_instance *self)
     return at ? at + 1 : self->address;
 }
 
-/* ---- members ----------------------------------------------------------------------------------- */
+/* ---- members --------------------------------------------------------------------------------- */
 
 static void on_assigned(void *context, uint32_t layer_first, uint32_t layer_end)
 {
@@ -200,7 +200,7 @@ void peers_worker_drop(struct peers_worker *self)
     identity_close(&self->identity);
 }
 
-/* ---- plain calls ------------------------------------------------------------------------------- */
+/* ---- plain calls ----------------------------------------------------------------------------- */
 
 void peers_caller_open(struct peers *peers, struct peers_caller *self, const char *address,
                        int with_tls)
@@ -301,7 +301,7 @@ void peers_join_request(struct peers_join_request *self)
     self->request.capability = &self->capability;
 }
 
-/* ---- watchers ---------------------------------------------------------------------------------- */
+/* ---- watchers -------------------------------------------------------------------------------- */
 
 static void watch_message(void *user, struct rpc_call *rpc, const struct rpc_message *message)
 {

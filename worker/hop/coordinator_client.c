@@ -57,7 +57,7 @@ struct coordinator_client {
 static void join(struct coordinator_client *self);
 static void beat(struct coordinator_client *self);
 
-/* ---- life ----------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 /* Calls under way and our own callbacks hold the object, so that the owner may close it in any. */
 static void hold(struct coordinator_client *self)
@@ -158,7 +158,7 @@ static void join_later(struct coordinator_client *self, enum odsi_err err)
     release(self);
 }
 
-/* ---- requests ------------------------------------------------------------------------------- */
+/* ---- requests -------------------------------------------------------------------------------- */
 
 /* Packs and sends; on_reply comes once unless this returns an error. */
 static enum odsi_err call(struct coordinator_client *self, const char *path, uint64_t timeout_us,
@@ -197,7 +197,7 @@ static enum odsi_err failed(const struct coordinator_client *self, const char *d
                      self->channel_count, doing, text && *text ? text : odsi_err_name(err));
 }
 
-/* ---- joining -------------------------------------------------------------------------------- */
+/* ---- joining --------------------------------------------------------------------------------- */
 
 static enum odsi_err take_assignment(struct coordinator_client *self,
                                      const struct rpc_message *message, int *out_changed)
@@ -298,7 +298,7 @@ static void join(struct coordinator_client *self)
         join_later(self, err);
 }
 
-/* ---- heartbeats ----------------------------------------------------------------------------- */
+/* ---- heartbeats ------------------------------------------------------------------------------ */
 
 /* Every heartbeat_ms counted from when they were sent, however long the answers took. */
 static void beat_later(struct coordinator_client *self)
@@ -413,7 +413,7 @@ void coordinator_client_set_ready(
         wake_after(self, 0);
 }
 
-/* ---- leaving -------------------------------------------------------------------------------- */
+/* ---- leaving --------------------------------------------------------------------------------- */
 
 static void left(struct coordinator_client *self)
 {
@@ -461,7 +461,7 @@ void coordinator_client_leave(struct coordinator_client *self, void (*on_done)(v
         leave_unsaid(self); /* without memory there is no later */
 }
 
-/* ---- opening -------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 /* One of the addresses, size bytes at text. */
 static enum odsi_err add_channel(struct coordinator_client *self, const char *text, size_t size)
