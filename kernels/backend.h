@@ -6,6 +6,9 @@
  *
  * Threads: one owner thread calls a backend. A CPU backend runs each op on its own pool of
  * thread_count threads (the caller is one of them) and returns when the op is done.
+ * Memory: weight_load copies its data (repacked), so the mapped file behind it may be dropped. Ops
+ * keep working memory that grows to the largest call so far and is then reused; until then an op
+ * may answer ODSI_ERR_NO_MEMORY.
  * Limits: the caller keeps to the shapes that ops.h states; they are asserted, since everything
  * that comes from a file or a peer was checked before (worker/model, worker/engine). */
 #ifndef ODSI_KERNELS_BACKEND_H
