@@ -29,9 +29,12 @@ struct hop_link {
     int done; /* on_done has come */
     atomic_uint one_way_us;
     struct hop_rtt rtt;
-    pthread_mutex_t sent_lock;  /* guards the ring below */
-    uint64_t sent_us[SENT_MAX]; /* acknowledgements come in the order of the frames */
-    uint64_t sent_count, acked_count;
+    /* When the last frames were sent: written by whoever sends, read by the loop's thread, since
+     * acknowledgements come in the order of the frames. */
+    _Atomic uint64_t sent_us[SENT_MAX];
+    _Atomic uint64_t sent_count;
+    uint64_t acked_count;   /* loop thread, and so the next one */
+    uint64_t measured_from; /* frames before it waited for the connection; 0: none came back yet */
 };
 
 struct hop_links {
@@ -114,7 +117,10 @@ static void measure(struct hop_link *link, uint32_t held_us)
     const uint64_t sent_count = atomic_load(&link->sent_count);
     if (link->acked_count == sent_count)
         return; /* more acknowledgements than frames: not worth a measurement */
-    const int known = sent_count - link->acked_count <= SENT_MAX;
+    if (link->measured_from == 0)
+        link->measured_from = sent_count;
+    const int known =
+        sent_count - link->acked_count <= SENT_MAX && link->acked_count >= link->measured_from;
     const uint64_t sent_us = atomic_load(&link->sent_us[link->acked_count % SENT_MAX]);
     link->acked_count++;
     if (!known || now_us - sent_us > UINT32_MAX)
