@@ -111,19 +111,19 @@ void hop_links_close(struct hop_links *self, void (*on_closed)(void *context), v
     finish_closing(self);
 }
 
-static void measure(struct hop_link *link, uint32_t held_us)
+/* frame_count more frames have come back, the last of them after held_us at the peer. */
+static void measure(struct hop_link *link, uint32_t frame_count, uint32_t held_us)
 {
     const uint64_t now_us = clock_monotonic_us();
     const uint64_t sent_count = atomic_load(&link->sent_count);
-    if (link->acked_count == sent_count)
-        return; /* more acknowledgements than frames: not worth a measurement */
+    if (frame_count == 0 || frame_count > sent_count - link->acked_count)
+        return; /* more acknowledged than sent: not worth a measurement */
     if (link->measured_from == 0)
         link->measured_from = sent_count;
-    const int known =
-        sent_count - link->acked_count <= SENT_MAX && link->acked_count >= link->measured_from;
-    const uint64_t sent_us = atomic_load(&link->sent_us[link->acked_count % SENT_MAX]);
-    link->acked_count++;
-    if (!known || now_us - sent_us > UINT32_MAX)
+    link->acked_count += frame_count;
+    const uint64_t last = link->acked_count - 1;
+    const uint64_t sent_us = atomic_load(&link->sent_us[last % SENT_MAX]);
+    if (sent_count - last > SENT_MAX || last < link->measured_from || now_us - sent_us > UINT32_MAX)
         return;
     const uint32_t whole_us = (uint32_t)(now_us - sent_us);
     hop_rtt_add(&link->rtt, whole_us > held_us ? whole_us - held_us : 1);
@@ -144,7 +144,7 @@ static void on_message(void *user, struct rpc_call *call, const struct rpc_messa
         rpc_call_cancel(call);
         return;
     }
-    measure(link, ack->held_us);
+    measure(link, ack->frame_count, ack->held_us);
     if (ack->error != ODSI__V1__ERROR_CODE__ERROR_OK) {
         struct odsi_failure failure;
         odsi_failure_take(&failure, odsi_fail((enum odsi_err)ack->error, "stage %u, %s: %s",

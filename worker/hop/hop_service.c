@@ -17,6 +17,7 @@
 
 #define SESSION_BUCKETS 1024u
 #define HEADER_BUF_SIZE (LIMIT_HOP_HEADER_SIZE + 1024u)
+#define ACK_DELAY_US    5000u
 
 /* One Control stream: the sessions it opened end with it. */
 struct control {
@@ -315,20 +316,59 @@ static enum odsi_err take_tokens(struct session *session, const struct hop_heade
     return ODSI_OK;
 }
 
-static void send_ack(struct rpc_call *call, const struct hop_header *header,
-                     const struct odsi_failure *failure, uint64_t arrival_us)
+/* One incoming Steps stream and what it has not acknowledged yet. */
+struct steps {
+    struct hop_service *service;
+    struct rpc_call *call;
+    struct rpc_timer timer;
+    uint32_t frame_count; /* frames to acknowledge; 0: the timer is idle */
+    /* Of the last of them: */
+    struct hop_session_id id;
+    uint32_t epoch, stage, position;
+    uint64_t arrival_us;
+    struct odsi_failure failure;
+};
+
+static void send_ack(struct steps *steps)
 {
     Odsi__V1__StepAck ack = ODSI__V1__STEP_ACK__INIT;
-    ack.session_id.data = (uint8_t *)(uintptr_t)header->id.bytes;
-    ack.session_id.len = sizeof header->id.bytes;
-    ack.epoch = header->epoch;
-    ack.stage = header->stage;
-    ack.position = header->position;
-    ack.error = (Odsi__V1__ErrorCode)failure->err;
-    ack.text = (char *)(uintptr_t)(failure->err == ODSI_OK ? "" : failure->text);
-    ack.held_us = (uint32_t)(clock_monotonic_us() - arrival_us);
-    if (rpc_send(call, &ack.base) != ODSI_OK)
-        rpc_call_fail(call, ODSI_ERR_BUSY); /* it does not read its acknowledgements */
+    ack.session_id.data = steps->id.bytes;
+    ack.session_id.len = sizeof steps->id.bytes;
+    ack.epoch = steps->epoch;
+    ack.stage = steps->stage;
+    ack.position = steps->position;
+    ack.error = (Odsi__V1__ErrorCode)steps->failure.err;
+    ack.text = steps->failure.err == ODSI_OK ? (char *)(uintptr_t) "" : steps->failure.text;
+    ack.held_us = (uint32_t)(clock_monotonic_us() - steps->arrival_us);
+    ack.frame_count = steps->frame_count;
+    steps->frame_count = 0;
+    if (rpc_send(steps->call, &ack.base) != ODSI_OK)
+        rpc_call_fail(steps->call, ODSI_ERR_BUSY); /* it does not read its acknowledgements */
+}
+
+static void ack_timer(void *context)
+{
+    struct steps *steps = context;
+    if (steps->frame_count > 0)
+        send_ack(steps);
+}
+
+/* A refusal is told at once; that all is well can wait for more frames, since at thousands of
+ * tokens a second an answer to each would cost as much as the tokens themselves. */
+static void acknowledge(struct steps *steps, const struct hop_header *header,
+                        const struct odsi_failure *failure, uint64_t arrival_us)
+{
+    const int is_first = steps->frame_count++ == 0;
+    steps->id = header->id;
+    steps->epoch = header->epoch;
+    steps->stage = header->stage;
+    steps->position = header->position;
+    steps->arrival_us = arrival_us;
+    steps->failure = *failure;
+    if (failure->err != ODSI_OK ||
+        (is_first && rpc_timer_start(&steps->timer, steps->service->loop, ACK_DELAY_US, ack_timer,
+                                     steps) != ODSI_OK))
+        send_ack(steps);
 }
 
 static enum odsi_err read_frame(struct hop_service *self, const struct rpc_message *message,
@@ -361,7 +401,8 @@ static enum odsi_err take_frame(struct hop_service *self, const struct digest *s
 
 static void steps_on_message(void *user, struct rpc_call *call, const struct rpc_message *message)
 {
-    struct hop_service *self = user;
+    struct steps *steps = user;
+    struct hop_service *self = steps->service;
     const uint64_t arrival_us = clock_monotonic_us();
     struct odsi_failure failure;
     struct rpc_frame frame;
@@ -382,15 +423,41 @@ static void steps_on_message(void *user, struct rpc_call *call, const struct rpc
     odsi_failure_take(&failure, err);
     if (step)
         submit_step(session, step); /* first: the next stage waits for it, the sender does not */
-    send_ack(call, &header, &failure, arrival_us);
+    acknowledge(steps, &header, &failure, arrival_us);
+}
+
+static void steps_on_half_close(void *user, struct rpc_call *call)
+{
+    (void)user;
+    rpc_call_finish(call, RPC_OK, NULL);
+}
+
+static void steps_on_done(void *user, struct rpc_call *call, enum rpc_status status,
+                          const char *text)
+{
+    struct steps *steps = user;
+    (void)call;
+    (void)status;
+    (void)text;
+    rpc_timer_cancel(&steps->timer);
+    alloc_free(steps);
 }
 
 static void *steps_on_open(void *service, struct rpc_call *call, const struct rpc_handler **handler)
 {
-    static const struct rpc_handler steps_handler = {.on_message = steps_on_message};
-    (void)call;
+    static const struct rpc_handler steps_handler = {.on_message = steps_on_message,
+                                                     .on_half_close = steps_on_half_close,
+                                                     .on_done = steps_on_done};
+    struct steps *steps = NULL;
+    const enum odsi_err err = alloc_zeroed(&steps, 1, sizeof *steps);
+    if (err != ODSI_OK) {
+        rpc_call_fail(call, err);
+        return NULL;
+    }
+    steps->service = service;
+    steps->call = call;
     *handler = &steps_handler;
-    return service;
+    return steps;
 }
 
 /* ---- the Control stream --------------------------------------------------------------------- */
