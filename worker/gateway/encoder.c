@@ -57,8 +57,9 @@ static void deliver(void *context)
 
 static void encode(struct encoder_job *job)
 {
-    /* A token adds at least one byte, but for the bos in front and the space of the tokenizer. */
-    const size_t most = job->size + 3;
+    /* A byte becomes at most three tokens (a space that only bytes can spell), and a bos and a
+     * space may stand in front. */
+    const size_t most = 3 * job->size + 4;
     job->count = most < job->token_max ? (uint32_t)most : job->token_max;
     enum odsi_err err = alloc_zeroed(&job->tokens, job->count, sizeof *job->tokens);
     if (err == ODSI_OK)

@@ -1,5 +1,7 @@
 #include "tests/unit/gateway/gateway_fixture.h"
 
+#include "common/crypto/digest.h"
+
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <stdio.h>
@@ -55,6 +57,26 @@ struct tokenizer *fixture_tokenizer(void)
                  odsi_err_text());
     buf_free(&bytes);
     return tokenizer;
+}
+
+void fixture_model(struct buf *manifest, struct buf *tokenizer, uint32_t seed, uint32_t vocab_size)
+{
+    /* arch, dim, layers, heads, KV heads, head dim, FFN dim, vocabulary, context */
+    const uint32_t numbers[] = {1, 64, 2, 2, 2, 32, 64, vocab_size, 128 + seed};
+    struct digest tokenizer_id;
+    buf_init(tokenizer, 1u << 16);
+    fixture_tokenizer_bytes(tokenizer);
+    digest_of(&tokenizer_id, tokenizer->data, tokenizer->size);
+    buf_init(manifest, 1u << 16);
+    buf_append(manifest, "ODSIMAN1", 8);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        buf_append_u32(manifest, numbers[i]);
+    buf_append_u32(manifest, 0x3727C5AC); /* 1e-5 */
+    buf_append_u32(manifest, 0x461C4000); /* 10000 */
+    buf_append(manifest, tokenizer_id.bytes, DIGEST_SIZE);
+    buf_append(manifest, "\4\0tiny", 6);
+    buf_append_u32(manifest, 0);
+    cr_assert_eq(buf_status(manifest), ODSI_OK);
 }
 
 uint32_t fixture_random_next(void *context)

@@ -24,6 +24,8 @@ enum {
 /* Its canonical bytes, and the tokenizer made of them (to be closed). */
 void fixture_tokenizer_bytes(struct buf *out);
 struct tokenizer *fixture_tokenizer(void);
+/* A model without tensors, as a worker would send it; seed makes different ones. */
+void fixture_model(struct buf *manifest, struct buf *tokenizer, uint32_t seed, uint32_t vocab_size);
 
 /* Numbers from a seed (xorshift), the same on every machine. */
 struct fixture_random {

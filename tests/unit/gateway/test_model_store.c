@@ -21,23 +21,9 @@ static void seal(struct sent *self)
     digest_of(&self->id, self->manifest.data, self->manifest.size);
 }
 
-/* The manifest of a model without tensors; seed makes different ones. */
 static void make_sent(struct sent *self, uint32_t seed, uint32_t vocab_size)
 {
-    struct digest tokenizer_id;
-    const uint32_t numbers[] = {1, 64, 2, 2, 2, 32, 64, vocab_size, 128 + seed};
-    buf_init(&self->tokenizer, 1u << 16);
-    fixture_tokenizer_bytes(&self->tokenizer);
-    digest_of(&tokenizer_id, self->tokenizer.data, self->tokenizer.size);
-    buf_init(&self->manifest, 1u << 16);
-    buf_append(&self->manifest, "ODSIMAN1", 8);
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        buf_append_u32(&self->manifest, numbers[i]);
-    buf_append_u32(&self->manifest, 0x3727C5AC); /* 1e-5 */
-    buf_append_u32(&self->manifest, 0x461C4000); /* 10000 */
-    buf_append(&self->manifest, tokenizer_id.bytes, DIGEST_SIZE);
-    buf_append(&self->manifest, "\4\0tiny", 6);
-    buf_append_u32(&self->manifest, 0);
+    fixture_model(&self->manifest, &self->tokenizer, seed, vocab_size);
     seal(self);
 }
 
