@@ -1,5 +1,6 @@
 #include "worker/cli/cli_input.h"
 
+#include "common/base/io.h"
 #include "common/crypto/identity.h"
 #include "worker/cli/cli_text.h"
 #include "worker/cli/cmd.h"
@@ -8,7 +9,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 enum odsi_err cli_input_file(struct buf *out, const char *path, size_t size_max)
 {
@@ -75,22 +75,9 @@ enum odsi_err cli_input_home(char out[CLI_INPUT_PATH_SIZE], const char *name)
     return ODSI_OK;
 }
 
-/* mkdir -p, private. */
-static int make_folder(char *path)
-{
-    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = '\0';
-        const int made = mkdir(path, 0700) == 0 || errno == EEXIST;
-        *slash = '/';
-        if (!made)
-            return 0;
-    }
-    return mkdir(path, 0700) == 0 || errno == EEXIST;
-}
-
 const char *cli_input_cache(char out[CLI_INPUT_PATH_SIZE])
 {
-    if (cli_input_home(out, "cache") != ODSI_OK || !make_folder(out))
+    if (cli_input_home(out, "cache") != ODSI_OK || io_make_folders(out, 0700) != ODSI_OK)
         return NULL;
     return out;
 }

@@ -8,6 +8,7 @@
 #include "worker/cli/cli_client.h"
 #include "worker/cli/cli_text.h"
 #include "worker/model/gguf.h"
+#include "worker/model/model.h"
 
 #include <errno.h>
 #include <ftw.h>
@@ -64,7 +65,8 @@ static enum odsi_err path_join(char out[PATH_SIZE], const char *dir, const char 
     return ODSI_OK;
 }
 
-/* The number of layers, from the header alone: hashing the whole file is the workers' work. */
+/* The number of layers, from the header alone: a mistake in the flags should not wait until the
+ * whole file is hashed. */
 static enum odsi_err read_layer_count(uint32_t *out, const char *path)
 {
     struct gguf *file = NULL;
@@ -358,6 +360,17 @@ static enum odsi_err look(struct cli_swarm *self)
     return ODSI_OK;
 }
 
+/* "swarm: 1 of 3 workers ready, waiting for worker-1". */
+static void show_waiting(const struct cli_swarm *self, const char *name,
+                         struct cli_progress *progress)
+{
+    uint32_t ready = 0;
+    for (uint32_t i = FIRST_WORKER_INDEX; i < self->member_count; i++)
+        ready += self->members[i].address[0] != '\0';
+    cli_progress_show(progress, "swarm: %" PRIu32 " of %" PRIu32 " workers ready, waiting for %s",
+                      ready, self->config.worker_count, name);
+}
+
 /* Waits until the members [0, count) have their addresses. */
 static enum odsi_err wait_for_members(struct cli_swarm *self, uint32_t count, uint64_t deadline_us,
                                       struct cli_progress *progress)
@@ -378,8 +391,7 @@ static enum odsi_err wait_for_members(struct cli_swarm *self, uint32_t count, ui
                              "%s is not ready after %" PRIu32 " s; give it more with --timeout, or "
                              "look into its log with --keep",
                              name, self->config.ready_timeout_s);
-        cli_progress_show(progress, "swarm: waiting for %s (%s)", name,
-                          missing < FIRST_WORKER_INDEX ? "starting" : "loading its layers");
+        show_waiting(self, name, progress);
         int is_terminal = 0;
         if (cli_child_wait(POLL_MS, &is_terminal))
             return odsi_fail(ODSI_ERR_CANCELLED, "cancelled");
@@ -405,7 +417,9 @@ static enum odsi_err wait_for_gateway(struct cli_swarm *self, uint64_t deadline_
     const struct cli_client_config config = {.peer = self->members[GATEWAY_INDEX].address,
                                              .is_insecure = 1};
     enum odsi_err err = cli_client_open(&self->client, &config);
-    cli_progress_show(progress, "swarm: waiting for the gateway to see all workers");
+    cli_progress_show(progress,
+                      "swarm: %" PRIu32 " workers ready, waiting for the gateway to see them",
+                      self->config.worker_count);
     while (err == ODSI_OK && !is_complete(self)) {
         int is_terminal = 0;
         err = look(self);
@@ -420,12 +434,30 @@ static enum odsi_err wait_for_gateway(struct cli_swarm *self, uint64_t deadline_
     return err;
 }
 
+static void show_hashing(void *context, uint64_t done, uint64_t total)
+{
+    cli_progress_bytes(context, "swarm: hashing the model", done, total);
+}
+
+/* Once for all workers, which find the manifest in the folder of their state. */
+static enum odsi_err hash_model(const struct cli_swarm *self, struct cli_progress *progress)
+{
+    struct model *model = NULL;
+    char path[PATH_SIZE];
+    enum odsi_err err = path_join(path, self->dir, "state", "");
+    if (err == ODSI_OK)
+        err = model_open(&model, self->config.model_path, path, show_hashing, progress);
+    model_close(&model);
+    return err;
+}
+
 enum odsi_err cli_swarm_start(struct cli_swarm *self, struct cli_progress *progress)
 {
     const uint64_t deadline_us =
         clock_monotonic_us() + (uint64_t)self->config.ready_timeout_s * 1000000;
-    enum odsi_err err =
-        start_member(self, COORDINATOR_INDEX, "odsi-coordinator", coordinator_arguments);
+    enum odsi_err err = hash_model(self, progress);
+    if (err == ODSI_OK)
+        err = start_member(self, COORDINATOR_INDEX, "odsi-coordinator", coordinator_arguments);
     if (err == ODSI_OK)
         err = wait_for_members(self, COORDINATOR_INDEX + 1, deadline_us, progress);
     if (err == ODSI_OK)
