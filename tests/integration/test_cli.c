@@ -435,12 +435,13 @@ static unsigned count_entries(const char *prefix)
 
 Test(cli, local_ends_with_the_command_and_its_exit_code)
 {
+    static const char script[] =
+        "for n in coordinator gateway worker-0 worker-1; do"
+        " kill -0 $(cat $ODSI_LOCAL_DIR/$n.pid) || exit 1; test -s $ODSI_LOCAL_DIR/$n.log ||"
+        " exit 1; cat $ODSI_LOCAL_DIR/$n.pid; done;"
+        " test -n \"$ODSI_GATEWAY\" && test -n \"$ODSI_COORDINATOR\" && exit 7";
     struct said said =
-        RUN("local", "--model", MODEL_Q8, "--workers", "2", "--", "sh", "-c",
-            "for n in coordinator gateway worker-0 worker-1; do"
-            " kill -0 $(cat $ODSI_LOCAL_DIR/$n.pid) || exit 1; test -s $ODSI_LOCAL_DIR/$n.log ||"
-            " exit 1; cat $ODSI_LOCAL_DIR/$n.pid; done;"
-            " test -n \"$ODSI_GATEWAY\" && test -n \"$ODSI_COORDINATOR\" && exit 7");
+        RUN("local", "--model", MODEL_Q8, "--workers", "2", "--", "sh", "-c", script);
     cr_assert_eq(said.code, 7, "%s", said.log);
     char *at = said.output;
     for (int i = 0; i < 4; i++) {
