@@ -510,6 +510,25 @@ Test(cli, status_shows_every_worker_of_a_swarm)
     said_free(&said);
 }
 
+/* Goal: a peer without an ID is trusted at its first connection, and only with that key later. */
+Test(cli, a_peer_that_changes_its_key_is_refused)
+{
+    static const char script[] =
+        "odsi=\"${ODSI_BIN:-build/release/bin}/odsi\"; at=${ODSI_COORDINATOR#*@};"
+        " known=$ODSI_HOME/known_peers;"
+        " \"$odsi\" status --coordinator $at >/dev/null || exit 3;"
+        " grep -q \"^$at ${ODSI_COORDINATOR%@*}$\" $known || exit 4;"
+        " \"$odsi\" status --coordinator $at >/dev/null || exit 5;"
+        " echo \"$at $(printf 'ab%.0s' $(seq 32))\" >$known;"
+        " exec \"$odsi\" status --coordinator $at";
+    struct said said =
+        RUN("local", "--quiet", "--model", MODEL_Q8, "--workers", "1", "--", "sh", "-c", script);
+    cr_expect_eq(said.code, 1, "%d %s", said.code, said.log);
+    cr_expect_str_eq(said.output, "");
+    cr_expect(strstr(said.log, "is not who it was"), "%s", said.log);
+    said_free(&said);
+}
+
 Test(cli, bench_measures_a_swarm_under_load)
 {
     static const char script[] = "exec \"${ODSI_BIN:-build/release/bin}/odsi\" bench --sessions 3"
