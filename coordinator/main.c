@@ -5,20 +5,17 @@
 #include "common/base/limits.h"
 #include "common/base/log.h"
 #include "common/crypto/identity.h"
+#include "common/net/daemon.h"
 #include "common/net/rpc_loop.h"
 #include "common/net/rpc_server.h"
 #include "coordinator/service.h"
 #include "coordinator/store.h"
 
-#include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
-#define DESCRIPTORS_WANTED 65536u   /* one per member and watcher */
-#define STOP_MAX_US        1500000u /* a peer that does not let go holds nobody up longer */
+#define STOP_MAX_US 1500000u /* a peer that does not let go holds nobody up longer */
 
 struct flags {
     const char *listen;
@@ -61,8 +58,7 @@ static void terminate(void *context)
 {
     struct coordinator *self = context;
     log_line(LOG_INFO, "stopping");
-    if (self->flags.ready_file)
-        unlink(self->flags.ready_file);
+    daemon_withdraw(self->flags.ready_file);
     if (!self->server) { /* told to stop while it starts */
         rpc_loop_stop(self->loop);
         return;
@@ -89,68 +85,27 @@ static void set_health(void *context, int healthy)
         rpc_server_set_serving(self->server, healthy);
 }
 
-/* Every member and watcher is a connection; the usual limit of 1024 is soon reached. */
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= DESCRIPTORS_WANTED)
-        return;
-    limit.rlim_cur = limit.rlim_max < DESCRIPTORS_WANTED ? limit.rlim_max : DESCRIPTORS_WANTED;
-    if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
-        log_line(LOG_WARN, "the limit of open files stays low; many members may not connect");
-}
-
-/* A store that hits a limit on file sizes is an error to answer, not a reason to die. */
-static void survive_file_limit(void)
-{
-    const struct sigaction ignore = {.sa_handler = SIG_IGN};
-    if (sigaction(SIGXFSZ, &ignore, NULL) != 0)
-        log_line(LOG_WARN, "SIGXFSZ cannot be ignored");
-}
-
 static enum odsi_err open_identity(struct coordinator *self)
 {
-    char path[IO_PATH_SIZE];
-    char folder[IO_PATH_SIZE - 32];
+    char folder[IO_PATH_SIZE] = "";
     if (self->flags.insecure)
         return ODSI_OK;
-    if (self->flags.identity)
-        return identity_open(&self->identity, self->flags.identity, 1, getenv("ODSI_PASSPHRASE"));
-    const enum odsi_err err = identity_home(folder, sizeof folder);
-    if (err != ODSI_OK)
-        return odsi_fail_prefix(err, "no place for a key; give --identity FILE");
-    snprintf(path, sizeof path, "%s/coordinator.pem", folder);
-    return identity_open(&self->identity, path, 1, getenv("ODSI_PASSPHRASE"));
-}
-
-/* "ID@host:port" where programs on this machine reach it; in plaintext without the ID. */
-static void describe(const struct coordinator *self, char *out, size_t size)
-{
-    char id[DIGEST_HEX_SIZE] = "";
-    const char *listen = self->flags.listen;
-    const char *colon = strrchr(listen, ':');
-    size_t host_size = colon ? (size_t)(colon - listen) : 0;
-    if (host_size == 0 || strncmp(listen, "0.0.0.0:", 8) == 0 || strncmp(listen, "[::]:", 5) == 0) {
-        listen = "127.0.0.1";
-        host_size = strlen(listen);
+    if (!self->flags.identity) {
+        const enum odsi_err err = identity_home(folder, sizeof folder);
+        if (err != ODSI_OK)
+            return odsi_fail_prefix(err, "no place for a key; give --identity FILE");
     }
-    if (self->identity)
-        digest_to_hex(id, identity_id_view(self->identity));
-    snprintf(out, size, "%s%s%.*s:%u", id, self->identity ? "@" : "", (int)host_size, listen,
-             rpc_server_port(self->server));
+    return daemon_open_identity(&self->identity, self->flags.identity, folder, "coordinator.pem");
 }
 
 static enum odsi_err announce(const struct coordinator *self)
 {
-    char place[DIGEST_HEX_SIZE + LIMIT_ADDRESS_SIZE + 16];
-    char line[sizeof place + 1];
-    describe(self, place, sizeof place);
-    const int size = snprintf(line, sizeof line, "%s\n", place);
-    printf("odsi-coordinator: serving at %s\n", place);
-    fflush(stdout);
-    if (!self->flags.ready_file)
-        return ODSI_OK;
-    return io_write_file(self->flags.ready_file, line, (size_t)size, 0644, 0);
+    char address[LIMIT_ADDRESS_SIZE];
+    const enum odsi_err err =
+        daemon_address(address, sizeof address, self->flags.listen, rpc_server_port(self->server));
+    return err == ODSI_OK ? daemon_announce("odsi-coordinator", self->identity, address,
+                                            self->flags.ready_file)
+                          : err;
 }
 
 static enum odsi_err open_server(struct coordinator *self)
@@ -207,8 +162,7 @@ static void close_all(struct coordinator *self)
 
 static int run(struct coordinator *self)
 {
-    if (self->flags.ready_file)
-        unlink(self->flags.ready_file); /* of a run that was killed; nobody may trust it */
+    daemon_withdraw(self->flags.ready_file);
     enum odsi_err err = open_all(self);
     if (err == ODSI_OK)
         err = announce(self);
@@ -261,8 +215,7 @@ int main(int argc, char **argv)
     } else if (outcome == ARGS_RUN && log_setup("odsi-coordinator", flags->log_level) != ODSI_OK) {
         fprintf(stderr, "odsi-coordinator: %s\n", odsi_err_text());
     } else if (outcome == ARGS_RUN) {
-        raise_descriptor_limit();
-        survive_file_limit();
+        daemon_raise_limits();
         code = run(&coordinator);
     }
     args_close(&args);

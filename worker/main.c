@@ -7,6 +7,7 @@
 #include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/crypto/identity.h"
+#include "common/net/daemon.h"
 #include "common/net/rpc_client.h"
 #include "common/net/rpc_loop.h"
 #include "common/net/rpc_server.h"
@@ -17,7 +18,6 @@
 
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -43,7 +43,6 @@ struct flags {
 struct worker {
     struct flags flags;
     char state_dir[512];
-    char identity_path[600];
     char address[LIMIT_ADDRESS_SIZE]; /* advertised */
     struct identity *identity;
     struct rpc_loop *loop;
@@ -93,8 +92,7 @@ static void stop(void *context)
     if (self->stopping)
         return;
     self->stopping = 1;
-    if (self->flags.ready_file)
-        unlink(self->flags.ready_file);
+    daemon_withdraw(self->flags.ready_file);
     rpc_server_set_serving(self->server, 0);
     if (self->coordinator)
         coordinator_client_leave(self->coordinator, left_swarm, self);
@@ -210,16 +208,6 @@ static struct coordinator_capability capability_of(const struct worker *self)
     };
 }
 
-static void write_ready_file(struct worker *self)
-{
-    char id[DIGEST_HEX_SIZE], line[DIGEST_HEX_SIZE + LIMIT_ADDRESS_SIZE + 2];
-    digest_to_hex(id, identity_id_view(self->identity));
-    const int size = snprintf(line, sizeof line, "%s@%s\n", id, self->address);
-    if (self->flags.ready_file &&
-        io_write_file(self->flags.ready_file, line, (size_t)size, 0644, 0) != ODSI_OK)
-        fail(self, odsi_err_text());
-}
-
 static void weights_loaded(void *context)
 {
     struct worker *self = context;
@@ -235,7 +223,11 @@ static void weights_loaded(void *context)
     coordinator_client_set_ready(self->coordinator, &capability, fill_load, self);
     rpc_server_set_serving(self->server, 1);
     self->serving = 1;
-    write_ready_file(self);
+    if (daemon_announce("odsi-worker", self->identity, self->address, self->flags.ready_file) !=
+        ODSI_OK) {
+        fail(self, odsi_err_text());
+        return;
+    }
     log_line(LOG_INFO,
              "serving layers %u-%u of %s at %s: backend %s, %u threads, prefill %.0f and decode "
              "%.0f tokens/s through these layers",
@@ -336,10 +328,6 @@ static enum odsi_err read_folders(struct worker *self)
         err = identity_home(self->state_dir, sizeof self->state_dir);
     if (err == ODSI_OK)
         err = io_make_folders(self->state_dir, 0700);
-    if (self->flags.identity)
-        snprintf(self->identity_path, sizeof self->identity_path, "%s", self->flags.identity);
-    else
-        snprintf(self->identity_path, sizeof self->identity_path, "%s/worker.pem", self->state_dir);
     return err;
 }
 
@@ -359,35 +347,29 @@ static enum odsi_err check_flags(struct worker *self)
 /* Where others reach this worker: --advertise, or the listening address with its real port. */
 static enum odsi_err set_address(struct worker *self)
 {
-    char host[LIMIT_ADDRESS_SIZE];
-    const char *text = self->flags.advertise ? self->flags.advertise : self->flags.listen;
-    const char *colon = strrchr(text, ':');
-    if (!colon || (size_t)(colon - text) >= sizeof host)
-        return odsi_fail(ODSI_ERR_INVALID, "address %s: use HOST:PORT", text);
-    memcpy(host, text, (size_t)(colon - text));
-    host[colon - text] = '\0';
-    if (self->flags.advertise && strcmp(colon, ":0") != 0) {
-        snprintf(self->address, sizeof self->address, "%s", text);
-        return ODSI_OK;
+    const char *text = self->flags.advertise;
+    if (!text) {
+        if (strncmp(self->flags.listen, "0.0.0.0:", 8) == 0 || self->flags.listen[0] == ':')
+            log_line(LOG_WARN, "no --advertise HOST:PORT: only programs on this machine will reach "
+                               "this worker");
+        return daemon_address(self->address, sizeof self->address, self->flags.listen,
+                              rpc_server_port(self->server));
     }
-    if (host[0] == '\0' || strcmp(host, "0.0.0.0") == 0 || strcmp(host, "[::]") == 0) {
-        log_line(LOG_WARN, "no --advertise: only programs on this machine will reach this worker");
-        snprintf(host, sizeof host, "127.0.0.1");
-    }
-    const int size =
-        snprintf(self->address, sizeof self->address, "%s:%u", host, rpc_server_port(self->server));
-    return size < (int)sizeof self->address
-               ? ODSI_OK
-               : odsi_fail(ODSI_ERR_INVALID, "address %s is too long", text);
+    if (!strrchr(text, ':') || strlen(text) >= sizeof self->address)
+        return odsi_fail(ODSI_ERR_INVALID, "--advertise %s: use HOST:PORT", text);
+    snprintf(self->address, sizeof self->address, "%s", text);
+    return ODSI_OK;
 }
 
 static enum odsi_err open_all(struct worker *self)
 {
     enum odsi_err err = check_flags(self);
+    daemon_withdraw(self->flags.ready_file); /* of a run that was killed */
     if (err == ODSI_OK)
         err = read_folders(self);
     if (err == ODSI_OK)
-        err = identity_open(&self->identity, self->identity_path, 1, getenv("ODSI_PASSPHRASE"));
+        err = daemon_open_identity(&self->identity, self->flags.identity, self->state_dir,
+                                   "worker.pem");
     if (err == ODSI_OK)
         err = rpc_loop_open(&self->loop);
     if (err == ODSI_OK)
@@ -493,6 +475,8 @@ int main(int argc, char **argv)
         return outcome == ARGS_EXIT_OK ? 0 : 2;
     }
     enum odsi_err err = log_setup("odsi-worker", worker.flags.log_level);
+    if (err == ODSI_OK)
+        daemon_raise_limits();
     if (err == ODSI_OK)
         err = open_all(&worker);
     if (err == ODSI_OK) {

@@ -5,21 +5,19 @@
 #include "common/base/limits.h"
 #include "common/base/log.h"
 #include "common/crypto/identity.h"
+#include "common/net/daemon.h"
 #include "common/net/rpc_loop.h"
 #include "common/net/rpc_server.h"
 #include "worker/gateway/gateway.h"
 #include "worker/gateway/inference_service.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
-#define DESCRIPTORS_WANTED 16384u   /* one per worker and client */
-#define LAST_WORDS_US      200000u  /* for clients to read how their answers ended */
-#define STOP_MAX_US        1500000u /* a peer that does not let go holds nobody up longer */
-#define READY_MAX_US       3000000u /* how long the start waits for a first directory */
+#define LAST_WORDS_US 200000u  /* for clients to read how their answers ended */
+#define STOP_MAX_US   1500000u /* a peer that does not let go holds nobody up longer */
+#define READY_MAX_US  3000000u /* how long the start waits for a first directory */
 
 struct flags {
     const char *coordinator;
@@ -94,8 +92,7 @@ static void stop(struct program *self)
         return;
     self->stopping = 1;
     rpc_timer_cancel(&self->ready_timer);
-    if (self->flags.ready_file)
-        unlink(self->flags.ready_file);
+    daemon_withdraw(self->flags.ready_file);
     uint32_t ended = 0;
     if (self->server)
         rpc_server_set_serving(self->server, 0);
@@ -119,37 +116,19 @@ static void terminate(void *context)
 
 /* ---- starting -------------------------------------------------------------------------------- */
 
-/* "ID@host:port" where programs on this machine reach it; in plaintext without the ID. */
-static void describe(const struct program *self, char *out, size_t size)
-{
-    char id[DIGEST_HEX_SIZE];
-    const char *listen = self->flags.listen;
-    const char *colon = strrchr(listen, ':');
-    size_t host_size = colon ? (size_t)(colon - listen) : 0;
-    if (host_size == 0 || strncmp(listen, "0.0.0.0:", 8) == 0 || strncmp(listen, "[::]:", 5) == 0) {
-        listen = "127.0.0.1";
-        host_size = strlen(listen);
-    }
-    digest_to_hex(id, identity_id_view(self->identity));
-    snprintf(out, size, "%s%s%.*s:%u", self->flags.insecure ? "" : id,
-             self->flags.insecure ? "" : "@", (int)host_size, listen,
-             rpc_server_port(self->server));
-}
-
 static void announce(void *context)
 {
     struct program *self = context;
-    char place[DIGEST_HEX_SIZE + LIMIT_ADDRESS_SIZE + 16];
-    char line[sizeof place + 1];
+    char address[LIMIT_ADDRESS_SIZE];
     if (self->stopping || !self->server)
         return;
     rpc_timer_cancel(&self->ready_timer);
-    describe(self, place, sizeof place);
-    const int size = snprintf(line, sizeof line, "%s\n", place);
-    printf("odsi-gateway: serving at %s\n", place);
-    fflush(stdout);
-    if (!self->flags.ready_file ||
-        io_write_file(self->flags.ready_file, line, (size_t)size, 0644, 0) == ODSI_OK)
+    enum odsi_err err =
+        daemon_address(address, sizeof address, self->flags.listen, rpc_server_port(self->server));
+    if (err == ODSI_OK)
+        err = daemon_announce("odsi-gateway", self->flags.insecure ? NULL : self->identity, address,
+                              self->flags.ready_file);
+    if (err == ODSI_OK)
         return;
     fprintf(stderr, "odsi-gateway: %s\n", odsi_err_text());
     self->failed = 1;
@@ -172,19 +151,8 @@ static void on_no_directory(void *context)
     announce(self);
 }
 
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= DESCRIPTORS_WANTED)
-        return;
-    limit.rlim_cur = limit.rlim_max < DESCRIPTORS_WANTED ? limit.rlim_max : DESCRIPTORS_WANTED;
-    if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
-        log_line(LOG_WARN, "the limit of open files stays low; many workers may not be reached");
-}
-
 static enum odsi_err open_state(struct program *self)
 {
-    char path[IO_PATH_SIZE + 32];
     if (self->flags.state_dir) {
         snprintf(self->state_dir, sizeof self->state_dir, "%s", self->flags.state_dir);
     } else {
@@ -197,9 +165,8 @@ static enum odsi_err open_state(struct program *self)
     const enum odsi_err err = io_make_folders(self->state_dir, 0700);
     if (err != ODSI_OK)
         return err;
-    snprintf(path, sizeof path, "%s/identity.pem", self->state_dir);
-    return identity_open(&self->identity, self->flags.identity ? self->flags.identity : path, 1,
-                         getenv("ODSI_PASSPHRASE"));
+    return daemon_open_identity(&self->identity, self->flags.identity, self->state_dir,
+                                "identity.pem");
 }
 
 static enum odsi_err open_gateway(struct program *self)
@@ -250,8 +217,7 @@ static enum odsi_err open_all(struct program *self)
 
 static int run(struct program *self)
 {
-    if (self->flags.ready_file)
-        unlink(self->flags.ready_file); /* of a run that was killed; nobody may trust it */
+    daemon_withdraw(self->flags.ready_file);
     if (open_all(self) != ODSI_OK) {
         fprintf(stderr, "odsi-gateway: %s\n", odsi_err_text());
         self->failed = 1;
@@ -318,7 +284,7 @@ int main(int argc, char **argv)
                                            : odsi_err_text());
         code = 2;
     } else {
-        raise_descriptor_limit();
+        daemon_raise_limits();
         code = run(&self);
     }
     args_close(&args);
