@@ -33,6 +33,8 @@ REPORT = re.compile(
 # the compiler's own loads then fault (GCC bug 110027).
 SANITIZER_OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1",
+    "LSAN_OPTIONS": "print_suppressions=0:suppressions="
+                    + os.path.abspath(os.path.join(os.path.dirname(__file__), "support/lsan.supp")),
     "UBSAN_OPTIONS": "print_stacktrace=1",
     # gRPC is not compiled with -fsanitize=thread, so its own synchronization is invisible.
     "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:second_deadlock_stack=1:history_size=4:"

@@ -623,8 +623,10 @@ static enum odsi_err prepare(struct answer *self)
     enum odsi_err err = request_check(request);
     if (err == ODSI_OK)
         err = fill_random(&self->session_id, sizeof self->session_id);
-    while (err == ODSI_OK && request->sampling.seed == 0)
+    while (err == ODSI_OK && request->sampling.seed == 0) {
         err = fill_random(&request->sampling.seed, sizeof request->sampling.seed);
+        request->sampling.seed >>= 11; /* 53 bits: a number in every JSON reader */
+    }
     if (err == ODSI_OK)
         err = find_model(self);
     if (err == ODSI_OK)
