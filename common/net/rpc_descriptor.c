@@ -204,9 +204,10 @@ static const char *strip_name(struct span thing, const char *symbol)
     const struct span name = find_field(thing, ANY_NAME);
     if (name.size == 0 || strncmp(symbol, (const char *)name.data, name.size) != 0)
         return NULL;
-    if (symbol[name.size] == '.')
-        return symbol + name.size + 1;
-    return symbol[name.size] == '\0' ? symbol + name.size : NULL;
+    symbol += name.size;
+    if (symbol[0] == '.' && symbol[1] != '\0')
+        return symbol + 1;
+    return symbol[0] == '\0' ? symbol : NULL;
 }
 
 /* Whether symbol is the name of one of the fields `member` of parent. */

@@ -39,7 +39,6 @@ struct rpc_loop {
     size_t hold_count;
     size_t attached_count;
     int is_initialized; /* grpc_init was called */
-    int is_draining;    /* the last turns: nobody waits once nothing is held any more */
 
     pthread_mutex_t lock; /* guards what follows */
     struct post *posts;
@@ -158,8 +157,7 @@ static void run_deferred(struct rpc_loop *self)
 /* When to stop waiting for an event. */
 static gpr_timespec wait_until(struct rpc_loop *self, uint64_t now_us)
 {
-    if (self->deferred || atomic_load(&self->has_posts) || atomic_load(&self->stopping) ||
-        (self->is_draining && self->hold_count == 0))
+    if (self->deferred || atomic_load(&self->has_posts) || atomic_load(&self->stopping))
         return gpr_inf_past(GPR_CLOCK_MONOTONIC);
     const uint64_t next_us = rpc_timer_next_us(&self->timers);
     if (next_us == UINT64_MAX)
@@ -194,19 +192,24 @@ static int spin(struct rpc_loop *self, uint64_t until_us)
     return 0;
 }
 
-/* Posts, deferred tags and due timers, then at most one event. Returns whether there was one. */
-static int turn(struct rpc_loop *self, int may_spin)
+/* Everything that can be done without waiting. */
+static void work(struct rpc_loop *self)
 {
     run_posts(self);
     run_deferred(self);
-    uint64_t now_us = clock_monotonic_us();
-    rpc_timer_fire(&self->timers, now_us);
+    rpc_timer_fire(&self->timers, clock_monotonic_us());
+}
+
+/* Takes at most one event, waiting for it if there is nothing else to do. Returns whether there
+ * was one. */
+static int wait_and_dispatch(struct rpc_loop *self, int may_spin)
+{
+    const uint64_t now_us = clock_monotonic_us();
     if (may_spin && self->spin_us > 0 && spin(self, now_us + self->spin_us))
         return 1;
-    now_us = clock_monotonic_us();
     self->is_waiting = 1;
     const grpc_event event =
-        grpc_completion_queue_next(self->queue, wait_until(self, now_us), NULL);
+        grpc_completion_queue_next(self->queue, wait_until(self, clock_monotonic_us()), NULL);
     self->is_waiting = 0;
     return dispatch(event);
 }
@@ -223,8 +226,10 @@ void rpc_loop_run(struct rpc_loop *self)
 {
     set_thread(self, 1);
     int had_event = 0;
-    while (!atomic_load(&self->stopping))
-        had_event = turn(self, had_event);
+    while (!atomic_load(&self->stopping)) {
+        work(self);
+        had_event = wait_and_dispatch(self, had_event);
+    }
     set_thread(self, 0);
     atomic_store(&self->stopping, 0); /* it may be run again */
 }
@@ -248,9 +253,12 @@ static void drain(struct rpc_loop *self)
 {
     set_thread(self, 1);
     atomic_store(&self->stopping, 0);
-    self->is_draining = 1;
-    while (self->hold_count > 0 || self->deferred || atomic_load(&self->has_posts))
-        turn(self, 0);
+    for (;;) {
+        work(self);
+        if (self->hold_count == 0 && !self->deferred && !atomic_load(&self->has_posts))
+            break;
+        wait_and_dispatch(self, 0);
+    }
     set_thread(self, 0);
     pthread_mutex_lock(&self->lock);
     self->is_closed = 1; /* a start_batch after the queue's shutdown would abort */
