@@ -9,9 +9,13 @@
 #include <stddef.h>
 #include <string.h>
 
-#define BATCH_STEPS_MAX   64u
-#define INLINE_MAX_US     500u /* a step longer than this is left to the executor's own thread */
-#define INLINE_TOKENS_MAX 4u   /* only decodes: their time is known from the ones before */
+#define BATCH_STEPS_MAX 64u
+/* A step longer than this is left to the executor's own thread: short ones because another step
+ * may arrive meanwhile and share a batch, those of a session that is alone because the network
+ * thread should not be away for longer. */
+#define INLINE_MAX_US       500u
+#define INLINE_ALONE_MAX_US 20000u
+#define INLINE_TOKENS_MAX   4u /* only decodes: their time is known from the ones before */
 
 enum job_kind { JOB_OPEN, JOB_STEP, JOB_CLOSE };
 
@@ -441,9 +445,11 @@ static int holds_role(struct executor *self)
 /* Runs the step here and now, if nothing else waits and it is short; 0 when it was not taken. */
 static int run_inline(struct executor *self, struct executor_step *step)
 {
+    const uint32_t max_us =
+        atomic_load(&self->session_count) == 1 ? INLINE_ALONE_MAX_US : INLINE_MAX_US;
     pthread_mutex_lock(&self->lock);
     if (self->role_taken || self->stopping || has_work(self) || self->decode_us == 0 ||
-        self->decode_us > INLINE_MAX_US || step->header.token_count > INLINE_TOKENS_MAX) {
+        self->decode_us > max_us || step->header.token_count > INLINE_TOKENS_MAX) {
         pthread_mutex_unlock(&self->lock);
         return 0;
     }

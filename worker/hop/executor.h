@@ -3,9 +3,9 @@
  *
  * Jobs of one session are handled in the order they were given. Whoever computes also reports, by
  * callbacks, so that an output can be sent to the next worker without waking another thread first.
- * That is the executor's own thread, or, when nothing else runs and the step is expected to take
- * less than INLINE_MAX_US, the thread that submits it: waking a sleeping thread takes longer than
- * such a step. Never two at once: the one that computes holds the role.
+ * That is the executor's own thread, or, when nothing else runs and the step is expected to be
+ * short, the thread that submits it: waking a sleeping thread costs tens of microseconds. Never two
+ * at once: the one that computes holds the role.
  *
  * Threads: every function may be called from any thread, callbacks included; a session's user
  * pointer must stay valid until its closed callback. */
