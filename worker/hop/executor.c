@@ -88,7 +88,7 @@ static struct executor_step *step_of(struct executor_job *job)
     return (struct executor_step *)(void *)((char *)job - offsetof(struct executor_step, job));
 }
 
-/* ---- sessions and their waiting steps (holding the role) -------------------------------------- */
+/* ---- sessions and their waiting steps (holding the role) ------------------------------------ */
 
 static void ready_add(struct executor *self, struct executor_session *session)
 {
@@ -218,7 +218,7 @@ static void fail_step(struct executor *self, struct executor_step *step, enum od
     self->config.events->failed(session->user, &step->header, err);
 }
 
-/* ---- running a batch (holding the role) ------------------------------------------------------- */
+/* ---- running a batch (holding the role) ----------------------------------------------------- */
 
 static uint32_t pick_batch(struct executor *self)
 {
