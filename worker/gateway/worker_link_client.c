@@ -25,7 +25,8 @@ struct worker_link {
     int call_broken;       /* cancelled by us; on_done is still to come */
     struct worker_link_sessions *sessions;
     uint64_t idle_since_us; /* when the last session left */
-    int closing;            /* out of the list; freed in on_done */
+    int calling; /* sessions are being told; what they do must not close the link under us */
+    int closing; /* out of the list; freed in on_done */
 };
 
 struct worker_link_client {
@@ -166,6 +167,7 @@ static void on_message(void *user, struct rpc_call *call, const struct rpc_messa
     struct hop_timing timings[LIMIT_STAGES_MAX];
     if (link->closing || link->call_broken)
         return;
+    link->calling = 1;
     const enum odsi_err err = rpc_unpack(&packed, &odsi__v1__control_event__descriptor, message);
     if (err != ODSI_OK || !read_event(&event, packed, timings)) {
         /* It breaks the protocol: nothing else it says can be trusted either. */
@@ -175,6 +177,7 @@ static void on_message(void *user, struct rpc_call *call, const struct rpc_messa
     } else if (!worker_link_dispatch(link->sessions, &event)) {
         log_line(LOG_DEBUG, "%s: an event for a session that is closed", link->address);
     }
+    link->calling = 0;
     rpc_unpack_free(packed);
 }
 
@@ -194,7 +197,9 @@ static void on_done(void *user, struct rpc_call *call, enum rpc_status status, c
     }
     snprintf(cause, sizeof cause, "the connection was lost: %s (status %d)",
              text && *text ? text : "the worker ended it", (int)status);
+    link->calling = 1;
     worker_link_break_all(link->sessions, cause);
+    link->calling = 0;
     link->idle_since_us = clock_monotonic_us();
 }
 
@@ -206,7 +211,7 @@ static void close_idle(struct worker_link_client *self, uint64_t idle_us)
 {
     const uint64_t now_us = clock_monotonic_us();
     for (uint32_t i = self->link_count; i-- > 0;)
-        if (worker_link_count(self->links[i]->sessions) == 0 &&
+        if (worker_link_count(self->links[i]->sessions) == 0 && !self->links[i]->calling &&
             now_us - self->links[i]->idle_since_us >= idle_us)
             link_close(self->links[i]);
 }
@@ -277,7 +282,7 @@ static enum odsi_err get_link(struct worker_link_client *self, struct worker_lin
     const int moved = !link->call && strcmp(link->address, address) != 0;
     if (!link->channel || moved)
         err = open_channel(link, address);
-    if (err != ODSI_OK && worker_link_count(link->sessions) == 0)
+    if (err != ODSI_OK && worker_link_count(link->sessions) == 0 && !link->calling)
         link_close(link);
     return err;
 }
@@ -320,8 +325,10 @@ void worker_link_client_leave(struct worker_link *link, const struct hop_session
     request.close = &message;
     const enum odsi_err err = send_request(link, &request);
     /* A worker that cannot be told would keep the session; the end of the stream ends it too. */
-    if (err != ODSI_OK && link->call && !link->call_broken)
+    if (err != ODSI_OK && link->call && !link->call_broken) {
+        link->call_broken = 1;
         rpc_call_cancel(link->call);
+    }
     worker_link_leave(link->sessions, session_id);
     link->idle_since_us = clock_monotonic_us();
 }

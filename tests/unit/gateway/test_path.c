@@ -18,16 +18,17 @@ static uint64_t cost_of(const struct path_stage *stages, uint32_t count,
 }
 
 /* The least cost of [layer, layer_count) by trying every member and every end; UINT64_MAX when
- * there is no way. A member may come twice here, which can only be cheaper. */
+ * there is no way. Members of the set `used` may not come again; with once 0 all may. */
 static uint64_t least_cost(const struct path_member *members, uint32_t count, uint32_t layer,
-                           uint32_t layer_count)
+                           uint32_t layer_count, int once, uint32_t used)
 {
     uint64_t best = layer == layer_count ? 0 : UINT64_MAX;
     for (uint32_t i = 0; i < count; i++) {
-        if (members[i].layer_first > layer || members[i].layer_end <= layer)
+        if (members[i].layer_first > layer || members[i].layer_end <= layer || (used >> i & 1u))
             continue;
         for (uint32_t end = layer + 1; end <= members[i].layer_end && end <= layer_count; end++) {
-            const uint64_t rest = least_cost(members, count, end, layer_count);
+            const uint64_t rest =
+                least_cost(members, count, end, layer_count, once, once ? used | 1u << i : used);
             if (rest == UINT64_MAX)
                 continue;
             const uint64_t cost = rest + path_stage_cost(&members[i], end - layer);
@@ -71,20 +72,22 @@ static uint32_t random_members(struct fixture_random *random, struct path_member
         members[i] = (struct path_member){
             .layer_first = first,
             .layer_end = first + 1 + fixture_random_below(random, layer_count - first),
-            .layer_us = fixture_random_below(random, 50),
-            .hop_us = 1 + fixture_random_below(random, 100),
-            .wait_us = fixture_random_below(random, 3) * 40,
+            .layer_us = 1 + fixture_random_below(random, 1000000),
+            .hop_us = 1 + fixture_random_below(random, 500000),
+            .wait_us = fixture_random_below(random, 2) * fixture_random_below(random, 1000000),
         };
     }
     return count;
 }
 
-/* Goal: the path is a cheapest one, whatever the ranges. How: random small swarms against trying
- * everything; where the cheapest way would use a worker twice, only the rules are checked. */
+/* Goal: the path is the cheapest one, whatever the ranges. How: random small swarms against trying
+ * everything. Costs are drawn from so many values that there are no ties; where the cheapest way
+ * would use a worker twice (it then serves all in between itself), only the rules are checked. */
 Test(path, is_as_cheap_as_trying_every_path)
 {
     struct fixture_random random = {0x9E3779B97F4A7C15u};
-    uint32_t found = 0;
+    uint32_t cheapest = 0;
+    uint32_t joined = 0;
     uint32_t missing = 0;
     for (uint32_t round = 0; round < ROUNDS; round++) {
         struct path_member members[5];
@@ -92,43 +95,24 @@ Test(path, is_as_cheap_as_trying_every_path)
         uint32_t count = 0;
         const uint32_t layer_count = 1 + fixture_random_below(&random, 6);
         const uint32_t member_count = random_members(&random, members, layer_count);
-        const uint64_t best = least_cost(members, member_count, 0, layer_count);
+        const uint64_t best = least_cost(members, member_count, 0, layer_count, 0, 0);
+        const uint64_t once = least_cost(members, member_count, 0, layer_count, 1, 0);
         const enum odsi_err err =
             path_choose(stages, &count, members, member_count, layer_count, NULL);
         cr_assert_eq(err, best == UINT64_MAX ? ODSI_ERR_UNAVAILABLE : ODSI_OK, "round %u", round);
         missing += err != ODSI_OK;
         if (err != ODSI_OK)
             continue;
-        found++;
         expect_covers(stages, count, members, layer_count);
         const uint64_t cost = cost_of(stages, count, members);
-        cr_assert_geq(cost, best, "round %u", round);
-        /* Serving a worker's two parts in one costs at most its own layers in between. */
-        if (cost != best)
-            cr_assert_lt(count, layer_count, "round %u: %llu instead of %llu", round,
-                         (unsigned long long)cost, (unsigned long long)best);
+        cheapest += best == once;
+        joined += best != once;
+        cr_assert(best == once ? cost == best : cost >= once, "round %u: %llu instead of %llu",
+                  round, (unsigned long long)cost, (unsigned long long)best);
     }
-    cr_expect_gt(found, ROUNDS / 10);
+    cr_expect_gt(cheapest, ROUNDS / 4);
+    cr_expect_gt(joined, 0);
     cr_expect_gt(missing, ROUNDS / 10);
-}
-
-/* Goal: the check above has teeth: with workers that nobody would use twice it demands equality. */
-Test(path, is_cheapest_exactly_when_all_layers_cost_the_same)
-{
-    struct fixture_random random = {42};
-    for (uint32_t round = 0; round < ROUNDS; round++) {
-        struct path_member members[5];
-        struct path_stage stages[LIMIT_STAGES_MAX];
-        uint32_t count = 0;
-        const uint32_t layer_count = 1 + fixture_random_below(&random, 6);
-        const uint32_t member_count = random_members(&random, members, layer_count);
-        for (uint32_t i = 0; i < member_count; i++)
-            members[i].layer_us = 10;
-        if (path_choose(stages, &count, members, member_count, layer_count, NULL) != ODSI_OK)
-            continue;
-        cr_assert_eq(cost_of(stages, count, members),
-                     least_cost(members, member_count, 0, layer_count), "round %u", round);
-    }
 }
 
 /* With random draws too, a path covers all layers, each worker once. */
@@ -174,6 +158,18 @@ Test(path, prefers_few_stages_and_idle_workers)
     cr_assert_eq(path_choose(stages, &count, members, 4, 8, NULL), ODSI_OK);
     cr_assert_eq(count, 1);
     cr_expect_eq(stages[0].member_index, 2);
+}
+
+Test(path, takes_the_lower_index_on_a_tie_without_chance)
+{
+    const struct path_member members[] = {
+        {.layer_first = 0, .layer_end = 8, .layer_us = 10, .hop_us = 50},
+        {.layer_first = 0, .layer_end = 8, .layer_us = 10, .hop_us = 50},
+    };
+    struct path_stage stages[LIMIT_STAGES_MAX];
+    uint32_t count = 0;
+    cr_assert_eq(path_choose(stages, &count, members, 2, 8, NULL), ODSI_OK);
+    cr_expect_eq(stages[0].member_index, 0);
 }
 
 /* Goal: equal replicas share the load. How: 4000 paths over 4 idle equals; a fair share is 1000. */
