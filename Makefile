@@ -184,6 +184,11 @@ $(BUILD)/bench/bench_kernels: $(call objects,tests/bench/bench_kernels.c) \
 	@mkdir -p $(@D)
 	$(link) $(SYS_crypto)
 
+$(BUILD)/bench/bench_pingpong: $(call objects,tests/bench/bench_pingpong.c) \
+  $(call archives,crypto base)
+	@mkdir -p $(@D)
+	$(link) $(SYS_net)
+
 # ---- targets for people -------------------------------------------------------------------------
 # What a target needs installed comes first, and only then is anything asked about: the part of it
 # that builds is a second make, which sees the machine as setup left it and uses all cores.
@@ -284,12 +289,13 @@ valgrind: setup-dev ## run the unit tests of base, crypto, model and engine unde
 	@tests/run.py --build $(BUILD) --limit 1800 --title valgrind \
 	  $(foreach program,$(VALGRIND_TESTS),valgrind_$(notdir $(program))="$(VALGRIND) $(program)")
 
-BENCHES := $(BUILD)/bench/bench_kernels
+BENCHES := $(BUILD)/bench/bench_kernels $(BUILD)/bench/bench_pingpong
 .PHONY: bench benches-built
 benches-built: $(BENCHES)
-bench: setup ## measure the kernels on this machine
-	@$(again) benches-built
+bench: setup ## measure kernels, hops and a local swarm on this machine
+	@$(again) all benches-built
 	@for program in $(BENCHES); do $$program || exit 1; done
+	@tests/bench/bench_swarm.py --build $(BUILD)
 
 .PHONY: install
 install: all ## copy the programs to $(DESTDIR)$(PREFIX)/bin

@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""What a swarm costs over one process, and a hop over a bare gRPC ping-pong, on this machine.
+
+    tests/bench/bench_swarm.py [--build build/release] [--model FILE] [--workers 3] [--threads 1]
+                               [--prompt-tokens 16] [--gen-tokens 128] [--rounds 5] [--json]
+
+Every round measures, one after the other: decoding in one process (odsi bench), decoding through a
+local swarm over mutual TLS (odsi generate), and a ping-pong of one frame of the model's size
+between two processes with nothing of ours but the keys (bench_pingpong). Only ratios within the run mean
+anything; the medians over the rounds are printed.
+
+A token passes `workers` hops (the ring included). The time of a hop is what is left of a token when
+the computing of all stages is taken away, over the number of hops: wire, wake-ups, queue, framing,
+and everything that gateway and client do to the processors meanwhile.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+
+def run_json(command, env=None):
+    """The JSON object that command prints; its errors end the benchmark."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=env, check=False)
+    if done.returncode != 0:
+        sys.exit(f"bench_swarm: {' '.join(command)} ended with {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def one_process(options):
+    result = run_json([options.odsi, "bench", "--model", options.model, "--json",
+                       "--threads", str(options.threads),
+                       "--prompt-tokens", str(options.prompt_tokens),
+                       "--gen-tokens", str(options.gen_tokens)])
+    return {"decode_tps": result["decode_tps"], "read_gbps": result["read_gbps"]}
+
+
+def swarm(options):
+    """Two answers; the first one opens the connections, the second one counts."""
+    generate = [options.odsi, "generate", "--prompt", "a " * (options.prompt_tokens // 2),
+                "--max-tokens", str(options.gen_tokens), "--ignore-end", "--json"]
+    script = " ".join(f"'{word}'" for word in generate)
+    answer = run_json([options.odsi, "local", "--quiet", "--workers", str(options.workers),
+                       "--threads", str(options.threads), "--model", options.model, "--",
+                       "sh", "-c", f"{script} >/dev/null && {script}"])
+    token_us = 1e6 / answer["timings"]["tokens_per_s"]
+    compute_us = sum(hop["compute_us"] for hop in answer["hops"])
+    return {"decode_tps": answer["timings"]["tokens_per_s"], "token_us": token_us,
+            "compute_us": compute_us, "hop_us": (token_us - compute_us) / options.workers}
+
+
+def ping_pong(options, frame_size):
+    result = run_json([options.ping_pong, "--json", "--size", str(frame_size)])
+    return {"one_way_us": result["round_trip_us"]["p50"] / 2}
+
+
+def frame_size_of(options):
+    """Bytes of one position's residual stream: dim binary32 numbers."""
+    result = run_json([options.odsi, "model", "inspect", options.model, "--json"])
+    return 4 * result["dim"]
+
+
+def medians(rounds):
+    return {name: statistics.median(values[name] for values in rounds) for name in rounds[0]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--build", default="build/release")
+    parser.add_argument("--model", default="deploy/demo/odsi-tiny-q8_0.gguf")
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prompt-tokens", type=int, default=16)
+    parser.add_argument("--gen-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    options.odsi = os.path.join(options.build, "bin", "odsi")
+    options.ping_pong = os.path.join(options.build, "bench", "bench_pingpong")
+    frame_size = frame_size_of(options)
+    alone, together, bare = [], [], []
+    for _ in range(options.rounds):
+        alone.append(one_process(options))
+        together.append(swarm(options))
+        bare.append(ping_pong(options, frame_size))
+    result = {
+        "model": os.path.basename(options.model), "workers": options.workers,
+        "threads": options.threads, "rounds": options.rounds, "frame_size": frame_size,
+        "one_process": medians(alone), "swarm": medians(together), "ping_pong": medians(bare),
+        "swarm_over_one_process": statistics.median(
+            b["decode_tps"] / a["decode_tps"] for a, b in zip(alone, together)),
+        "hop_over_ping_pong": statistics.median(
+            b["hop_us"] / c["one_way_us"] for b, c in zip(together, bare)),
+    }
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(f"{result['model']}, {options.workers} workers, {options.threads} threads each, "
+          f"medians of {options.rounds} rounds")
+    print(f"  one process      {result['one_process']['decode_tps']:10.1f} tokens/s")
+    print(f"  swarm            {result['swarm']['decode_tps']:10.1f} tokens/s"
+          f"   ratio {result['swarm_over_one_process']:.3f}")
+    print(f"  a hop            {result['swarm']['hop_us']:10.1f} us"
+          f"   ratio {result['hop_over_ping_pong']:.2f} to a bare ping-pong's")
+    print(f"  ping-pong, 1 way {result['ping_pong']['one_way_us']:10.1f} us, {frame_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
