@@ -297,6 +297,29 @@ bench: setup ## measure kernels, hops and a local swarm on this machine
 	@for program in $(BENCHES); do $$program || exit 1; done
 	@tests/bench/bench_swarm.py --build $(BUILD)
 
+# libFuzzer over every tests/fuzz/fuzz_*.c. Seeds are in tests/vectors/fuzz_*; what it finds on the
+# way is kept in build/fuzz, so the next run goes on from there; a crash stays there too.
+FUZZ_SECONDS ?= 60
+NEEDS_fuzz_gguf := model kernels crypto base
+FUZZERS := $(basename $(notdir $(wildcard tests/fuzz/fuzz_*.c)))
+.PHONY: fuzz fuzzed
+fuzz: setup-dev ## fuzz what reads bytes of strangers, FUZZ_SECONDS (60) for each reader
+	@$(again) SAN=fuzzer-no-link,address,undefined CC=clang WARNINGS=-w fuzzed
+fuzzed: $(FUZZERS:%=$(BUILD)/tests/%)
+	@for name in $(FUZZERS); do mkdir -p build/fuzz/$$name; \
+	  echo "$$name: $(FUZZ_SECONDS) s"; \
+	  $(BUILD)/tests/$$name -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 \
+	    -max_len=65536 -print_final_stats=1 -verbosity=0 -artifact_prefix=build/fuzz/$$name- \
+	    build/fuzz/$$name $$(ls -d tests/vectors/$$name 2>/dev/null) || exit 1; \
+	done
+define fuzzer
+$(BUILD)/tests/$(1): $(BUILD)/obj/tests/fuzz/$(1).o \
+  $(call archives,$(if $(NEEDS_$(1)),$(NEEDS_$(1)),$(filter-out support,$(NEEDS_test))))
+	@mkdir -p $$(@D)
+	$$(link) -fsanitize=fuzzer $(if $(NEEDS_$(1)),$(SYS_crypto),$(SYS_all))
+endef
+$(foreach name,$(FUZZERS),$(eval $(call fuzzer,$(name))))
+
 .PHONY: install
 install: all ## copy the programs to $(DESTDIR)$(PREFIX)/bin
 	install -d $(DESTDIR)$(PREFIX)/bin

@@ -324,10 +324,12 @@ static void store_u32(uint8_t *to, uint32_t value)
 static size_t draw_block(const struct drawing *drawing, uint64_t index, uint8_t *out)
 {
     int8_t q[BLOCK];
-    for (uint32_t i = 0; i < BLOCK; i++) {
+    for (uint32_t i = 0; i < BLOCK; i += 8) {
         const uint64_t bits = random_at(drawing->seed, 5 * index + 1 + i / 8);
-        const uint8_t byte = (uint8_t)(bits >> (8 * (i % 8)));
-        q[i] = (int8_t)(byte == 0x80 ? -127 : byte < 0x80 ? byte : byte - 256);
+        for (uint32_t k = 0; k < 8; k++) {
+            const uint8_t byte = (uint8_t)(bits >> (8 * k));
+            q[i + k] = (int8_t)(byte == 0x80 ? -127 : byte < 0x80 ? byte : byte - 256);
+        }
     }
     const uint32_t exponent =
         drawing->exponent + (uint32_t)(random_at(drawing->seed, 5 * index) & 1);

