@@ -212,12 +212,14 @@ static int token_text(struct tokenizer *self, uint32_t id, const char *piece, si
                       char *out)
 {
     const uint8_t type = self->tokens[id].type;
-    if (type == TYPE_CONTROL || id == self->bos || id == self->eos)
+    if (id == self->bos || id == self->eos)
         return 0;
     if (type == TYPE_UNKNOWN || id == self->unknown) {
         memcpy(out, UNKNOWN_TEXT, UNKNOWN_SIZE);
         return UNKNOWN_SIZE;
     }
+    if (type == TYPE_CONTROL)
+        return 0;
     if (type == TYPE_BYTE) {
         const int byte = byte_of_piece(piece, size);
         if (byte < 0)
@@ -281,13 +283,17 @@ static enum odsi_err read_tokens(struct tokenizer *self, struct reader *reader)
     return reader_left(reader) == 0 ? ODSI_OK : corrupt("bytes follow its last token");
 }
 
+/* A byte without a token needs an unknown token that shows itself: one that is also the bos or eos
+ * would drop the byte silently. */
 static enum odsi_err check_bytes(const struct tokenizer *self)
 {
+    if (self->unknown != TOKENIZER_NONE && self->tokens[self->unknown].size > 0)
+        return ODSI_OK;
     for (uint32_t byte = 0; byte < 256; byte++)
-        if (self->byte_tokens[byte] == TOKENIZER_NONE && self->unknown == TOKENIZER_NONE)
+        if (self->byte_tokens[byte] == TOKENIZER_NONE)
             return odsi_fail(ODSI_ERR_CORRUPT,
                              "tokenizer: byte %" PRIu32 " has no token, and there is no unknown "
-                             "token to stand for it",
+                             "token of its own to stand for it",
                              byte);
     return ODSI_OK;
 }

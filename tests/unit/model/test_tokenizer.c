@@ -574,6 +574,14 @@ Test(tokenizer, uses_unknown_where_a_byte_has_no_token)
     put_token(&bytes, 0, NORMAL, "a");
     cr_expect_eq(tokenizer_open(&tokenizer, bytes.data, bytes.size), ODSI_ERR_CORRUPT);
     cr_expect_not_null(strstr(odsi_err_text(), "byte 0 has no token"));
+
+    /* Found by fuzzing: an unknown token that is the bos too adds nothing to a text. */
+    buf_reset(&bytes);
+    head.unknown = head.bos = 1;
+    put_head(&bytes, head);
+    put_token(&bytes, 0, NORMAL, "b");
+    put_token(&bytes, 0, CONTROL, "<s>");
+    cr_expect_eq(tokenizer_open(&tokenizer, bytes.data, bytes.size), ODSI_ERR_CORRUPT);
     buf_free(&bytes);
 }
 
