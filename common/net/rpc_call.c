@@ -93,9 +93,9 @@ static void hold_batch(struct rpc_call *self)
     pthread_mutex_unlock(&self->lock);
 }
 
-static void start(struct rpc_call *self, const grpc_op *ops, size_t count, struct rpc_tag *tag)
+static void start(grpc_call *call, const grpc_op *ops, size_t count, struct rpc_tag *tag)
 {
-    const grpc_call_error error = grpc_call_start_batch(self->call, ops, count, tag, NULL);
+    const grpc_call_error error = grpc_call_start_batch(call, ops, count, tag, NULL);
     ODSI_ASSERT(error == GRPC_CALL_OK);
 }
 
@@ -177,8 +177,9 @@ static void pump(struct rpc_call *self)
     }
     self->is_sending = 1;
     self->batch_count++;
+    grpc_call *call = self->call; /* alive until this batch has completed; see maybe_end */
     pthread_mutex_unlock(&self->lock);
-    start(self, ops, count, &self->send_tag);
+    start(call, ops, count, &self->send_tag);
     grpc_slice_unref(text);
 }
 
@@ -434,7 +435,7 @@ static void receive(struct rpc_call *self)
     ops[count++].data.recv_message.recv_message = &self->received;
     self->is_receiving = 1;
     hold_batch(self);
-    start(self, ops, count, &self->receive_tag);
+    start(self->call, ops, count, &self->receive_tag);
 }
 
 /* Ends a call whose peer broke a rule. */
@@ -587,12 +588,13 @@ static void maybe_end(struct rpc_call *self)
 {
     pthread_mutex_lock(&self->lock);
     const int is_over = self->is_ended && self->batch_count == 0 && !self->stash;
+    grpc_call *call = is_over ? self->call : NULL;
+    if (is_over)
+        self->call = NULL; /* under the lock, since a sending thread reads it there */
     pthread_mutex_unlock(&self->lock);
-    if (!is_over || !self->call)
+    if (!call)
         return;
     struct rpc_call_owner *owner = self->owner;
-    grpc_call *call = self->call;
-    self->call = NULL;
     *self->link = self->next;
     if (self->next)
         self->next->link = self->link;
@@ -675,7 +677,7 @@ void rpc_call_begin(struct rpc_call *self)
         op.data.recv_close_on_server.cancelled = &self->is_cancelled_on_server;
     }
     hold_batch(self);
-    start(self, &op, 1, &self->end_tag);
+    start(self->call, &op, 1, &self->end_tag);
     pthread_mutex_lock(&self->lock);
     self->has_begun = 1;
     pump(self);
