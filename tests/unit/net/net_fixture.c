@@ -278,38 +278,46 @@ void net_close(struct net *self)
 
 /* ---- a server in another process ------------------------------------------------------------ */
 
-#define SERVE_VARIABLE "ODSI_TEST_SERVE_FD"
+#define SERVE_VARIABLE "ODSI_TEST_SERVE"
 
 /* The other process is this very program, started again: it serves before main is reached, and
  * never gets there. (A process may not use gRPC after a mere fork.) */
 __attribute__((constructor)) static void serve_for_ever(void)
 {
     struct net net = {0};
-    const char *fd = getenv(SERVE_VARIABLE);
-    if (!fd)
+    if (!getenv(SERVE_VARIABLE))
         return;
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* whatever becomes of the test */
     if (rpc_loop_open(&net.loop) != ODSI_OK || open_server(&net) != ODSI_OK)
         _exit(1);
-    if (write(fd[0] - '0', net.address, sizeof net.address) != (ssize_t)sizeof net.address)
+    if (write(3, net.address, sizeof net.address) != (ssize_t)sizeof net.address)
         _exit(1);
     for (;;)
         rpc_loop_run(net.loop);
 }
 
+int net_spawn_self(const char *variable, const char *value, int fd)
+{
+    char path[4096] = "";
+    char *argv[] = {path, NULL};
+    posix_spawn_file_actions_t actions;
+    int pid = -1;
+    /* Not /proc/self/exe itself: under valgrind that would be valgrind. */
+    cr_assert_gt(readlink("/proc/self/exe", path, sizeof path - 1), 0);
+    cr_assert_eq(posix_spawn_file_actions_init(&actions), 0);
+    cr_assert_eq(posix_spawn_file_actions_adddup2(&actions, fd, 3), 0);
+    cr_assert_eq(setenv(variable, value, 1), 0);
+    cr_assert_eq(posix_spawn(&pid, path, &actions, NULL, argv, environ), 0);
+    cr_assert_eq(unsetenv(variable), 0);
+    posix_spawn_file_actions_destroy(&actions);
+    return pid;
+}
+
 void net_child_start(struct net_child *self)
 {
     int fds[2];
-    char name[] = "serve";
-    char *argv[] = {name, NULL};
-    posix_spawn_file_actions_t actions;
     cr_assert_eq(pipe(fds), 0);
-    cr_assert_eq(posix_spawn_file_actions_init(&actions), 0);
-    cr_assert_eq(posix_spawn_file_actions_adddup2(&actions, fds[1], 3), 0);
-    cr_assert_eq(setenv(SERVE_VARIABLE, "3", 1), 0);
-    cr_assert_eq(posix_spawn(&self->pid, "/proc/self/exe", &actions, NULL, argv, environ), 0);
-    cr_assert_eq(unsetenv(SERVE_VARIABLE), 0);
-    posix_spawn_file_actions_destroy(&actions);
+    self->pid = net_spawn_self(SERVE_VARIABLE, "1", fds[1]);
     close(fds[1]);
     cr_assert_eq(read(fds[0], self->address, sizeof self->address), sizeof self->address);
     close(fds[0]);

@@ -2,11 +2,11 @@
 #include "common/base/alloc.h"
 #include "common/base/clock.h"
 #include "common/net/rpc_loop.h"
+#include "tests/unit/net/net_fixture.h"
 
 #include <criterion/criterion.h>
 #include <pthread.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,10 +14,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-#define WATCHDOG_US 20000000u
-
-extern char **environ;
 
 struct fixture {
     struct rpc_loop *loop;
@@ -42,7 +38,7 @@ static void bite(void *context)
 static void start_loop(struct fixture *self)
 {
     cr_assert_eq(rpc_loop_open(&self->loop), ODSI_OK, "%s", odsi_err_text());
-    enum odsi_err err = rpc_timer_start(&self->watchdog, self->loop, WATCHDOG_US, bite, self);
+    enum odsi_err err = rpc_timer_start(&self->watchdog, self->loop, NET_WATCHDOG_US, bite, self);
     cr_assert_eq(err, ODSI_OK);
 }
 
@@ -472,7 +468,7 @@ struct terminate {
 static void on_terminate(void *context)
 {
     struct terminate *self = context;
-    if (write(STDOUT_FILENO, "t", 1) == 1 && self->is_polite)
+    if (write(3, "t", 1) == 1 && self->is_polite)
         rpc_loop_stop(self->loop);
 }
 
@@ -486,7 +482,7 @@ __attribute__((constructor)) static void run_until_signalled(void)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (rpc_loop_open(&terminate.loop) != ODSI_OK ||
         rpc_loop_on_terminate(terminate.loop, on_terminate, &terminate) != ODSI_OK ||
-        raise(SIGPIPE) != 0 || write(STDOUT_FILENO, "r", 1) != 1)
+        raise(SIGPIPE) != 0 || write(3, "r", 1) != 1)
         _exit(99);
     rpc_loop_run(terminate.loop);
     rpc_loop_close(&terminate.loop);
@@ -504,18 +500,9 @@ static void expect_byte(int fd, char expected)
 static int run_signalled(const char *mode, const int *signals, size_t count)
 {
     int fds[2];
-    char name[] = "signalled";
-    char *argv[] = {name, NULL};
-    posix_spawn_file_actions_t actions;
-    pid_t pid = 0;
     int status = 0;
     cr_assert_eq(pipe(fds), 0);
-    cr_assert_eq(posix_spawn_file_actions_init(&actions), 0);
-    cr_assert_eq(posix_spawn_file_actions_adddup2(&actions, fds[1], STDOUT_FILENO), 0);
-    cr_assert_eq(setenv(SIGNAL_VARIABLE, mode, 1), 0);
-    cr_assert_eq(posix_spawn(&pid, "/proc/self/exe", &actions, NULL, argv, environ), 0);
-    cr_assert_eq(unsetenv(SIGNAL_VARIABLE), 0);
-    posix_spawn_file_actions_destroy(&actions);
+    const int pid = net_spawn_self(SIGNAL_VARIABLE, mode, fds[1]);
     close(fds[1]);
     expect_byte(fds[0], 'r');
     for (size_t i = 0; i < count; i++) {
