@@ -269,7 +269,7 @@ Test(identity, every_failed_allocation_is_an_error_without_a_leak_or_a_broken_fi
     folder_remove(&folder);
 }
 
-/* ---- certificates ------------------------------------------------------------------------------ */
+/* ---- certificates -------------------------------------------------------------------------- */
 
 Test(identity, the_id_is_the_digest_of_the_public_key_and_the_certificate_carries_it)
 {
@@ -351,7 +351,7 @@ Test(identity, a_certificate_without_a_p256_key_in_its_one_encoding_is_denied)
     alloc_free(p256);
 }
 
-/* ---- where files go ----------------------------------------------------------------------------- */
+/* ---- where files go ------------------------------------------------------------------------ */
 
 Test(identity, home_is_the_first_of_three_variables_that_is_set)
 {

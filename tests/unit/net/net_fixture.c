@@ -24,7 +24,7 @@ void net_fill(uint8_t *out, size_t size, uint32_t seed)
     }
 }
 
-/* ---- server ------------------------------------------------------------------------------- */
+/* ---- server -------------------------------------------------------------------------------- */
 
 static void note_open(struct net *self, struct rpc_call *call)
 {
@@ -185,7 +185,7 @@ static const struct rpc_method methods[] = {
     {NET_PATH("Small"), open_unary, 1000},
 };
 
-/* ---- opening and closing ------------------------------------------------------------------ */
+/* ---- opening and closing ------------------------------------------------------------------- */
 
 static void bite(void *context)
 {
@@ -276,7 +276,7 @@ void net_close(struct net *self)
     identity_close(&self->client_identity);
 }
 
-/* ---- a server in another process ------------------------------------------------------------ */
+/* ---- a server in another process ----------------------------------------------------------- */
 
 #define SERVE_VARIABLE "ODSI_TEST_SERVE"
 
@@ -367,7 +367,7 @@ void net_run_for(struct net *self, uint64_t time_us)
         net_run(self);
 }
 
-/* ---- client ------------------------------------------------------------------------------- */
+/* ---- client -------------------------------------------------------------------------------- */
 
 static void on_message(void *user, struct rpc_call *call, const struct rpc_message *message)
 {

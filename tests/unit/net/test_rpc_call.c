@@ -115,7 +115,7 @@ Test(rpc_call, bidi_echoes_every_size_over_mutual_tls)
     echo_all_sizes(1);
 }
 
-/* ---- frames ------------------------------------------------------ */
+/* ---- frames -------------------------------------------------------------------------------- */
 
 /* Payloads that count how often each was released, from whichever thread. */
 struct payloads {
@@ -222,7 +222,7 @@ Test(rpc_call, frames_over_mutual_tls_arrive_whole_and_every_payload_is_released
     send_frames(1);
 }
 
-/* ---- flow control ------------------------------------------------------ */
+/* ---- flow control -------------------------------------------------------------------------- */
 
 #define FRAME_SIZE (256u * 1024u)
 
@@ -256,19 +256,20 @@ Test(rpc_call, a_paused_reader_makes_its_sender_busy_until_it_reads)
     net_call_open(&call, &net, NET_PATH("Paused"), 0);
     unsigned count = fill_queue(&call, &payloads);
     cr_expect_geq(count, LIMIT_SEND_QUEUE_SIZE / FRAME_SIZE - 1);
-    net_run_for(&net, 300000);
-    count += fill_queue(&call, &payloads);
-    net_run_for(&net, 300000);
-    /* The windows are full now: next to nothing fits any more. */
-    const unsigned late = fill_queue(&call, &payloads);
-    cr_expect_leq(late, 2);
-    count += late;
+    unsigned late = 100;
+    for (int i = 0; i < 50 && late > 2; i++) {
+        net_run_for(&net, 200000);
+        late = fill_queue(&call, &payloads);
+        count += late;
+    }
+    cr_expect_leq(late, 2, "the windows never fill");
+    cr_expect_leq(count, 3 * LIMIT_SEND_QUEUE_SIZE / FRAME_SIZE);
     cr_expect_eq(call.sent_count, 0);
     cr_expect_leq(net.log.message_count, 1);
     cr_assert_not_null(net.log.last_call);
 
     rpc_call_resume(net.log.last_call);
-    for (int i = 0; i < 100 && net.log.message_count < count; i++)
+    for (int i = 0; i < 500 && net.log.message_count < count; i++)
         net_run_for(&net, 50000);
     cr_expect_eq(net.log.message_count, count);
     cr_expect_gt(call.sent_count, 0);
@@ -333,6 +334,8 @@ Test(rpc_call, a_paused_client_gets_no_message_and_no_end_until_it_resumes)
     net_open(&net, NULL);
     net_call_open(&call, &net, NET_PATH("Stream"), NET_CALL_US);
     net_call_send(&call, request, sizeof request);
+    while (call.message_count == 0)
+        net_run_for(&net, 10000);
     net_run_for(&net, 200000);
     cr_expect_eq(call.message_count, 1);
     cr_expect_eq(call.done_count, 0);
@@ -373,7 +376,7 @@ Test(rpc_call, a_message_caught_by_a_pause_does_not_block_the_end)
     net_close(&net);
 }
 
-/* ---- bad ends ------------------------------------------------------ */
+/* ---- bad ends ------------------------------------------------------------------------------ */
 
 Test(rpc_call, a_message_over_the_limit_of_its_method_is_refused)
 {
@@ -457,11 +460,23 @@ Test(rpc_call, a_failed_call_carries_the_error_and_its_sentence)
     net_close(&net);
 }
 
+/* A connection that is already there makes what follows take next to no time. */
+static void warm_up(struct net *net)
+{
+    struct net_call call = {0};
+    net_call_unary(&call, net, NET_PATH("Unary"), "x", 1, NET_CALL_US);
+    cr_assert_eq(call.status, RPC_OK, "%s", call.text);
+    net_call_free(&call);
+    while (net->log.done_count == 0)
+        net_run_for(net, 1000);
+}
+
 Test(rpc_call, a_deadline_ends_the_call_on_both_sides)
 {
     struct net net = {0};
     struct net_call call = {0};
     net_open(&net, NULL);
+    warm_up(&net);
     const uint64_t start_us = clock_monotonic_us();
     net_call_open(&call, &net, NET_PATH("Hold"), 200000);
     cr_expect_leq(rpc_call_time_left_us(call.call), 200000);
@@ -473,7 +488,7 @@ Test(rpc_call, a_deadline_ends_the_call_on_both_sides)
     cr_expect_leq(net.log.time_left_us, 210000);
     net_call_free(&call);
     net_close(&net);
-    cr_expect_eq(net.log.done_count, 1);
+    cr_expect_eq(net.log.done_count, 2);
     cr_expect_eq(net.log.last_status, RPC_CANCELLED);
 }
 
@@ -534,7 +549,9 @@ Test(rpc_call, cancelling_on_the_server_ends_the_call_on_the_client)
     struct net_call call = {0};
     net_open(&net, NULL);
     net_call_open(&call, &net, NET_PATH("Hold"), NET_CALL_US);
-    net_later(&net, 100000, cancel_on_server, &net);
+    while (net.log.open_count == 0)
+        net_run_for(&net, 10000);
+    net_later(&net, 1000, cancel_on_server, &net);
     net_run(&net);
     cr_expect_eq(call.status, RPC_CANCELLED, "%d %s", call.status, call.text);
     net_call_free(&call);
@@ -613,15 +630,15 @@ Test(rpc_call, a_waiting_call_finds_a_server_that_comes_up_later)
     enum odsi_err err =
         rpc_unary(net.channel, NET_PATH("Unary"), NET_CALL_US, 1, "x", 1, note_status, &call);
     cr_assert_eq(err, ODSI_OK);
-    net_later(&net, 1500000, open_late_server, &net);
+    net_later(&net, 3000000, open_late_server, &net);
     const uint64_t start_us = clock_monotonic_us();
     net_run(&net);
     cr_expect_eq(call.status, RPC_OK);
-    cr_expect_lt(clock_monotonic_us() - start_us, 4000000);
+    cr_expect_lt(clock_monotonic_us() - start_us, 4500000); /* not gRPC's own 1, 2.6, 5.1 s */
     net_close(&net);
 }
 
-/* ---- other processes, other threads ------------------------------------------------------ */
+/* ---- other processes, other threads -------------------------------------------------------- */
 
 static void kill_child(void *context)
 {
@@ -785,7 +802,7 @@ Test(rpc_call, threads_that_send_past_the_end_are_told_so)
     cr_expect_eq(payloads.double_count, 0);
 }
 
-/* ---- ends from above ------------------------------------------------------ */
+/* ---- ends from above ----------------------------------------------------------------------- */
 
 Test(rpc_call, closing_the_channel_ends_its_calls_later_on_the_loop)
 {
@@ -837,8 +854,8 @@ Test(rpc_call, closing_the_server_ends_open_calls_on_both_sides)
     struct net_call call = {0};
     net_open(&net, NULL);
     net_call_open(&call, &net, NET_PATH("Hold"), 0);
-    net_run_for(&net, 100000);
-    cr_assert_eq(net.log.open_count, 1);
+    while (net.log.open_count == 0)
+        net_run_for(&net, 10000);
     rpc_server_close(net.server, NULL, NULL);
     net.server = NULL;
     net_run(&net);

@@ -140,7 +140,7 @@ Test(rpc_loop, posts_that_are_left_run_at_close)
     cr_expect_eq(fixture.event_count, 1);
 }
 
-/* ---- other threads ---------------------------------------------------------------------------- */
+/* ---- other threads ------------------------------------------------------------------------- */
 
 #define POSTER_COUNT 4u
 #define POST_COUNT   2000u
@@ -277,7 +277,7 @@ Test(rpc_loop, an_idle_loop_uses_no_cpu_even_when_it_may_spin)
     end_loop(&fixture);
 }
 
-/* ---- timers ------------------------------------------------------------------------------------ */
+/* ---- timers -------------------------------------------------------------------------------- */
 
 Test(rpc_loop, timers_fire_in_the_order_of_their_times_and_equal_ones_in_order_of_start)
 {
@@ -456,7 +456,7 @@ Test(rpc_loop, closing_makes_running_timers_idle)
     cr_expect_eq(fixture.event_count, 0);
 }
 
-/* ---- signals ------------------------------------------------------------------------------------ */
+/* ---- signals ------------------------------------------------------------------------------- */
 
 #define SIGNAL_VARIABLE "ODSI_TEST_SIGNAL"
 

@@ -15,7 +15,7 @@
 #define ASK(kind)       GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_##kind
 #define ANSWER(kind)    GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_##kind
 
-/* ---- listening ---------------------------------------------------------------------------------- */
+/* ---- listening ----------------------------------------------------------------------------- */
 
 static enum odsi_err try_listen(struct net *net, const char *listen, uint16_t *port)
 {
@@ -120,7 +120,7 @@ Test(rpc_server, close_accepts_null)
     rpc_server_close(NULL, NULL, NULL);
 }
 
-/* ---- addresses ------------------------------------------------------------------------------------ */
+/* ---- addresses ----------------------------------------------------------------------------- */
 
 Test(rpc_server, peers_are_read_as_id_at_host_and_port)
 {
@@ -155,7 +155,7 @@ Test(rpc_server, peers_are_read_as_id_at_host_and_port)
     rpc_loop_close(&net.loop);
 }
 
-/* ---- health --------------------------------------------------------------------------------------- */
+/* ---- health -------------------------------------------------------------------------------- */
 
 static struct buf health_request(const char *service)
 {
@@ -272,7 +272,7 @@ Test(rpc_server, health_refuses_a_call_without_a_request_and_one_that_is_malform
     net_close(&net);
 }
 
-/* ---- reflection ----------------------------------------------------------------------------------- */
+/* ---- reflection ---------------------------------------------------------------------------- */
 
 /* Asks on an open stream and returns the answer, ended with rpc_unpack_free. */
 static Grpc__Reflection__V1__ServerReflectionResponse *
@@ -405,7 +405,7 @@ Test(rpc_server, reflection_v1alpha_describes_the_services)
     try_reflection("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo");
 }
 
-/* ---- statuses --------------------------------------------------------------------------------------- */
+/* ---- statuses ------------------------------------------------------------------------------ */
 
 Test(rpc_server, every_error_has_a_status_and_the_statuses_lead_back)
 {

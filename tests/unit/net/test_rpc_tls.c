@@ -18,7 +18,7 @@
 
 #define SOCKET_TIMEOUT_S 10
 
-/* ---- our own client and server ---------------------------------------------------------------- */
+/* ---- our own client and server ------------------------------------------------------------- */
 
 static enum rpc_status call_once(struct net *net)
 {
@@ -206,7 +206,7 @@ Test(rpc_tls, plaintext_is_for_loopback_only)
     rpc_loop_close(&net.loop);
 }
 
-/* ---- strangers ---------------------------------------------------------------------------------- */
+/* ---- strangers ----------------------------------------------------------------------------- */
 
 enum key_kind { KEY_NONE, KEY_P256, KEY_P384, KEY_RSA };
 
