@@ -21,7 +21,8 @@ void rpc_loop_run(struct rpc_loop *self);
 /* Makes rpc_loop_run return soon. Any thread; also from a callback. Not from a signal handler. */
 void rpc_loop_stop(struct rpc_loop *self);
 /* After each event, look for the next one for spin_us without sleeping: saves the time to wake a
- * sleeping CPU, takes that much of one when events come seldom. 0 (the default): sleep at once.
+ * sleeping CPU, takes that much of one when events come seldom, and slows everything down where
+ * there are more busy threads than CPUs. 0 (the default): sleep at once.
  * Before rpc_loop_run, or on the loop's thread. */
 void rpc_loop_set_spin(struct rpc_loop *self, uint32_t spin_us);
 /* Servers and channels of the loop must be closed already; calls and posts that are left run now,
