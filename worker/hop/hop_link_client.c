@@ -149,8 +149,8 @@ static void on_message(void *user, struct rpc_call *call, const struct rpc_messa
         struct odsi_failure failure;
         odsi_failure_take(&failure, odsi_fail((enum odsi_err)ack->error, "stage %u, %s: %s",
                                               ack->stage, link->name, ack->text ? ack->text : ""));
-        link->links->events.refused(link->links->context, link, &id, ack->stage, ack->position,
-                                    &failure);
+        link->links->events.refused(link->links->context, link, &id, ack->epoch, ack->stage,
+                                    ack->position, &failure);
     }
     rpc_unpack_free(ack);
 }

@@ -14,9 +14,11 @@ struct hop_links;
 struct hop_link;
 
 struct hop_link_events {
-    /* The peer refused a step of the session; text names why. stage is the refused step's. */
+    /* The peer refused a step of the session; text names why. epoch, stage and position are the
+     * refused step's; the session may have another path by now. */
     void (*refused)(void *context, struct hop_link *link, const struct hop_session_id *id,
-                    uint32_t stage, uint32_t position, const struct odsi_failure *failure);
+                    uint32_t epoch, uint32_t stage, uint32_t position,
+                    const struct odsi_failure *failure);
     /* The stream ended; the link carries nothing more and is replaced by the next hop_links_get. */
     void (*broken)(void *context, struct hop_link *link, const struct odsi_failure *failure);
 };

@@ -677,12 +677,15 @@ static void *model_on_open(void *service, struct rpc_call *call, const struct rp
 
 /* ---- trouble on links ----------------------------------------------------------------------- */
 
+/* A refused step of a path that is over says nothing about the session's new path. */
 static void link_refused(void *context, struct hop_link *link, const struct hop_session_id *id,
-                         uint32_t stage, uint32_t position, const struct odsi_failure *failure)
+                         uint32_t epoch, uint32_t stage, uint32_t position,
+                         const struct odsi_failure *failure)
 {
     struct hop_service *self = context;
     for (struct session *at = *bucket_of(self, id); at; at = at->next)
-        if (at->link == link && (at->spec.stage + 1) % at->spec.stage_count == stage &&
+        if (at->link == link && at->spec.epoch == epoch &&
+            (at->spec.stage + 1) % at->spec.stage_count == stage &&
             memcmp(&at->spec.id, id, sizeof *id) == 0)
             fail_session(at, position, failure->err, failure->text);
 }
