@@ -135,7 +135,7 @@ void answer_cancel(struct answer **self)
 
 static int is_avoided(const struct answer *self, const struct digest *worker_id)
 {
-    for (uint32_t i = 0; i < self->avoid_count; i++)
+    for (uint32_t i = 0; i < self->avoid_count && i < AVOID_MAX; i++)
         if (digest_equal(&self->avoid[i], worker_id))
             return 1;
     return 0;
@@ -367,16 +367,21 @@ static void emit(struct answer *self, const struct generate_action *action)
     self->handler->on_piece(self->user, &piece);
 }
 
+/* A worker that surely failed is left out of this answer. One that is only suspected is taken again
+ * when there is no other: if it is gone, the next try shows it. */
 static void reroute(struct answer *self, const struct generate_action *action)
 {
+    const uint64_t now_us = clock_monotonic_us();
     const struct digest *worker_id = &self->hop_stages[action->stage].worker_id;
     log_line(LOG_WARN, "%s; looking for another path", action->failure->text);
-    if (action->failure->err != ODSI_ERR_BUSY)
-        worker_book_add_failure(self->context->book, worker_id, clock_monotonic_us());
+    if (action->failure->err != ODSI_ERR_BUSY) {
+        worker_book_add_failure(self->context->book, worker_id, now_us);
+        worker_book_add_failure(self->context->book, &self->hop_stages[action->other].worker_id,
+                                now_us);
+    }
     /* Beyond AVOID_MAX the oldest is forgiven; generate bounds how often this goes on. */
-    self->avoid[self->avoid_count++ % AVOID_MAX] = *worker_id;
-    if (self->avoid_count > AVOID_MAX)
-        self->avoid_count = AVOID_MAX;
+    if (action->certain)
+        self->avoid[self->avoid_count++ % AVOID_MAX] = *worker_id;
     take_path(self);
 }
 

@@ -49,6 +49,8 @@ struct generate {
     uint32_t reroute_count; /* since the last token */
     int reroute_wanted;
     uint32_t blamed;
+    uint32_t suspect; /* may be to blame as well; else blamed again */
+    int certain;      /* blamed it is */
     int client_ready;
     int client_gone;
     int end_told; /* FINISH or FAIL was handed out */
@@ -193,6 +195,8 @@ static void break_path(struct generate *self, uint32_t blamed, enum odsi_err err
     snprintf(failure->text, sizeof failure->text, "%s, step at position %u: %s: %s",
              self->stages[blamed].label, position, odsi_err_name(err), cause);
     self->blamed = blamed;
+    self->suspect = blamed;
+    self->certain = 1;
     if (self->reroute_count >= self->config.reroute_max) {
         fail_with(self, failure);
         return;
@@ -423,9 +427,15 @@ void generate_stage_failed(struct generate *self, uint32_t stage, uint32_t epoch
     if (has_ended(self) || self->state == NO_PATH || epoch != self->epoch ||
         stage >= self->stage_count)
         return;
-    const int speaks_of_next = err == ODSI_ERR_UNAVAILABLE && self->state != OPENING;
-    const uint32_t blamed = speaks_of_next ? (stage + 1) % self->stage_count : stage;
-    break_path(self, blamed, err == ODSI_OK ? ODSI_ERR_INTERNAL : err, position, text);
+    const uint32_t next = (stage + 1) % self->stage_count;
+    const uint32_t blamed = self->state == OPENING ? stage : next;
+    if (err != ODSI_ERR_UNAVAILABLE || next == stage) {
+        break_path(self, stage, err == ODSI_OK ? ODSI_ERR_INTERNAL : err, position, text);
+        return;
+    }
+    break_path(self, blamed, err, position, text);
+    self->suspect = next;
+    self->certain = 0;
 }
 
 void generate_link_broken(struct generate *self, uint32_t stage, const char *text, uint64_t now_us)
@@ -651,6 +661,8 @@ int generate_next(struct generate *self, struct generate_action *out)
     self->reroute_wanted = 0;
     out->kind = GENERATE_REROUTE;
     out->stage = self->blamed;
+    out->other = self->suspect;
+    out->certain = self->certain;
     out->failure = &self->failure;
     return 1;
 }

@@ -96,8 +96,9 @@ struct generate_token {
 enum odsi_err generate_token(struct generate *self, uint32_t stage,
                              const struct generate_token *token, uint64_t now_us);
 
-/* A stage reports that the session cannot go on. Stale epochs are ignored. A stage that runs and
- * finds a peer unavailable speaks of the stage after it, which is then the one to avoid. */
+/* A stage reports that the session cannot go on. Stale epochs are ignored. A stage that finds a
+ * peer unavailable speaks of the stage after it, or, while it is still being opened, perhaps of
+ * itself; what is only suspected is not held against a worker that nobody else can replace. */
 void generate_stage_failed(struct generate *self, uint32_t stage, uint32_t epoch, enum odsi_err err,
                            uint32_t position, const char *text, uint64_t now_us);
 /* The connection to a stage is lost, or something could not be sent to it. */
@@ -147,6 +148,8 @@ enum generate_action_kind {
 struct generate_action {
     enum generate_action_kind kind;
     uint32_t stage; /* OPEN, CLOSE; REROUTE: the one to avoid */
+    uint32_t other; /* REROUTE: another suspect, or stage again */
+    int certain;    /* REROUTE: stage is to blame, beyond suspicion */
     uint32_t epoch; /* OPEN, STEP */
     /* STEP: token_count ids for positions from position. EMIT: token_count ids and logprobs.
      * OPEN: the last token_count tokens of the text so far, for the penalty. */

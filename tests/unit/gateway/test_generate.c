@@ -42,6 +42,8 @@ struct talk {
     uint32_t emit_count;
     uint32_t reroute_count;
     uint32_t blamed;
+    uint32_t other;
+    int certain;
     int finished;
     int failed;
     struct generate_summary summary;
@@ -116,6 +118,8 @@ static void pump(struct talk *self)
             case GENERATE_REROUTE:
                 self->reroute_count++;
                 self->blamed = action.stage;
+                self->other = action.other;
+                self->certain = action.certain;
                 self->failure = *action.failure;
                 break;
             case GENERATE_FINISH:
@@ -639,6 +643,8 @@ Test(generate, avoids_the_worker_that_a_neighbour_cannot_reach)
                               talk.now_us);
         pump(&talk);
         cr_expect_eq(talk.blamed, (stage + 1) % 3);
+        cr_expect_eq(talk.other, talk.blamed);
+        cr_expect_not(talk.certain);
         talk_close(&talk);
     }
     struct talk talk;
@@ -647,7 +653,23 @@ Test(generate, avoids_the_worker_that_a_neighbour_cannot_reach)
     generate_stage_failed(talk.machine, 1, talk.epoch, ODSI_ERR_UNAVAILABLE, 0, "still loading",
                           talk.now_us);
     pump(&talk);
-    cr_expect_eq(talk.blamed, 1, "while opening it speaks of itself");
+    cr_expect_eq(talk.blamed, 1, "while opening it may speak of itself");
+    cr_expect_eq(talk.other, 2, "or of the next");
+    cr_expect_not(talk.certain);
+    talk_close(&talk);
+    talk_prepare(&talk, 3, 1);
+    talk_open(&talk);
+    generate_stage_failed(talk.machine, 0, talk.epoch, ODSI_ERR_UNAVAILABLE, 0, "leaving",
+                          talk.now_us);
+    pump(&talk);
+    cr_expect(talk.certain, "there is nobody else");
+    talk_close(&talk);
+    talk_prepare(&talk, 3, 2);
+    talk_open(&talk);
+    generate_stage_failed(talk.machine, 0, talk.epoch, ODSI_ERR_BUSY, 0, "full", talk.now_us);
+    pump(&talk);
+    cr_expect_eq(talk.blamed, 0);
+    cr_expect(talk.certain);
     talk_close(&talk);
 }
 
