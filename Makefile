@@ -186,11 +186,6 @@ $(BUILD)/bench/bench_kernels: $(call objects,tests/bench/bench_kernels.c) \
 $(BUILD)/bench/bench_rpc: $(call objects,tests/bench/bench_rpc.c) $(call archives,$(NEEDS_net))
 	@mkdir -p $(@D)
 	$(link) $(SYS_net)
-$(BUILD)/bench/bench_pingpong: $(call objects,tests/bench/bench_pingpong.c) \
-  $(call archives,crypto base)
-	@mkdir -p $(@D)
-	$(link) $(SYS_net)
-
 # ---- targets for people -------------------------------------------------------------------------
 # What a target needs installed comes first, and only then is anything asked about: the part of it
 # that builds is a second make, which sees the machine as setup left it and uses all cores.
@@ -291,7 +286,7 @@ valgrind: setup-dev ## run the unit tests of base, crypto, model and engine unde
 	@tests/run.py --build $(BUILD) --limit 1800 --title valgrind \
 	  $(foreach program,$(VALGRIND_TESTS),valgrind_$(notdir $(program))="$(VALGRIND) $(program)")
 
-BENCHES := $(BUILD)/bench/bench_kernels $(BUILD)/bench/bench_pingpong $(BUILD)/bench/bench_rpc
+BENCHES := $(BUILD)/bench/bench_kernels $(BUILD)/bench/bench_rpc
 .PHONY: bench benches-built
 benches-built: $(BENCHES)
 bench: setup ## measure kernels, hops and a local swarm on this machine

@@ -6,8 +6,8 @@
 
 Every round measures, one after the other: decoding in one process (odsi bench), decoding through a
 local swarm over mutual TLS (odsi generate), and a ping-pong of one frame of the model's size
-between two processes with nothing of ours but the keys (bench_pingpong). Only ratios within the run mean
-anything; the medians over the rounds are printed.
+between two processes with bare gRPC C-core over mutual TLS (bench_rpc). Only ratios within the run
+mean anything; the medians over the rounds are printed.
 
 A token passes `workers` hops (the ring included). The time of a hop is what is left of a token when
 the computing of all stages is taken away, over the number of hops: wire, wake-ups, queue, framing,
@@ -52,8 +52,10 @@ def swarm(options):
 
 
 def ping_pong(options, frame_size):
-    result = run_json([options.ping_pong, "--json", "--size", str(frame_size)])
-    return {"one_way_us": result["round_trip_us"]["p50"] / 2}
+    result = run_json([options.bench_rpc, "--json", "--sizes", str(frame_size),
+                       "--rounds", "2000", "--repeat", "1"])
+    mtls = [line for line in result["round_trips"] if line["security"] == "mtls"][0]
+    return {"one_way_us": mtls["bare_p50_us"] / 2}
 
 
 def frame_size_of(options):
@@ -78,7 +80,7 @@ def main():
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.odsi = os.path.join(options.build, "bin", "odsi")
-    options.ping_pong = os.path.join(options.build, "bench", "bench_pingpong")
+    options.bench_rpc = os.path.join(options.build, "bench", "bench_rpc")
     frame_size = frame_size_of(options)
     alone, together, bare = [], [], []
     for _ in range(options.rounds):
