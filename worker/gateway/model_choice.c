@@ -1,5 +1,7 @@
 #include "worker/gateway/model_choice.h"
 
+#include "common/base/assert.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -54,6 +56,7 @@ enum odsi_err model_choice_find(const struct directory_model *models, uint32_t c
     *out = NULL;
     if (count == 0)
         return odsi_fail(ODSI_ERR_UNAVAILABLE, "no worker serves any model now");
+    ODSI_ASSERT(models);
     for (uint32_t i = 0; i < count; i++) {
         if (!fits(&models[i], wanted, by_id ? &id : NULL))
             continue;

@@ -1,6 +1,7 @@
 #include "worker/gateway/worker_book.h"
 
 #include "common/base/alloc.h"
+#include "common/base/assert.h"
 
 #include <string.h>
 
@@ -76,6 +77,7 @@ static struct entry *find_or_add(struct worker_book *self, const struct digest *
             return NULL;
         self->capacity = wanted;
     }
+    ODSI_ASSERT(self->entries);
     const uint32_t at = position_of(self, id);
     memmove(&self->entries[at + 1], &self->entries[at], (self->count - at) * sizeof *entry);
     self->count++;
