@@ -222,7 +222,7 @@ ifeq ($(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null),)
 endif
 endif
 
-CHECKS := test_tidy=tests/tidy/test_tidy.py
+CHECKS := tidy=tests/tidy/tidy.py test_tidy=tests/tidy/test_tidy.py
 TEST_PROGRAMS := $(UNIT_TESTS) $(KERNEL_TESTS) $(INTEGRATION_TESTS)
 .PHONY: test tests-built
 tests-built: all $(TEST_PROGRAMS) check-headers
