@@ -297,7 +297,7 @@ bench: setup ## measure kernels, hops and a local swarm on this machine
 # libFuzzer over every tests/fuzz/fuzz_*.c. Seeds are in tests/vectors/fuzz_*; what it finds on the
 # way is kept in build/fuzz, so the next run goes on from there; a crash stays there too.
 FUZZ_SECONDS ?= 60
-NEEDS_fuzz_gguf := model kernels crypto base
+NEEDS_fuzz_gguf := model crypto base
 FUZZERS := $(basename $(notdir $(wildcard tests/fuzz/fuzz_*.c)))
 .PHONY: fuzz fuzzed
 fuzz: setup-dev ## fuzz what reads bytes of strangers, FUZZ_SECONDS (60) for each reader
