@@ -36,6 +36,12 @@ struct executor_session {
     int failed;
 };
 
+struct picked_token {
+    uint32_t token;
+    float logprob;
+    enum hop_finish finish;
+};
+
 struct executor {
     struct executor_config config;
     pthread_t thread;
@@ -59,6 +65,7 @@ struct executor {
     uint32_t picked[BATCH_STEPS_MAX];
     struct executor_step *batch[BATCH_STEPS_MAX];
     struct engine_step steps[BATCH_STEPS_MAX];
+    struct picked_token tokens[BATCH_STEPS_MAX];
     float *logits; /* [BATCH_STEPS_MAX][vocab_size]; NULL without the last layer */
     char *piece;   /* [TOKENIZER_PIECE_SIZE_MAX] */
 };
@@ -281,17 +288,18 @@ static enum hop_finish finish_of(struct executor *self, struct executor_session 
     return HOP_FINISH_NONE;
 }
 
-static void report_token(struct executor *self, struct executor_step *step, const float *logits)
+/* What the last stage picked for one step of the batch. */
+static void pick_token(struct executor *self, uint32_t index)
 {
+    const struct executor_step *step = self->batch[index];
     struct executor_session *session = step->job.session;
+    struct picked_token *picked = &self->tokens[index];
     const uint32_t position = step->header.position + step->header.token_count;
-    uint32_t token = 0;
-    float logprob = 0.0f;
-    sampler_pick(session->sampler, logits, position, &token, &logprob);
-    sampler_accept(session->sampler, token);
+    sampler_pick(session->sampler, self->steps[index].logits, position, &picked->token,
+                 &picked->logprob);
+    sampler_accept(session->sampler, picked->token);
     session->new_tokens++;
-    const enum hop_finish finish = finish_of(self, session, position, token);
-    self->config.events->token(session->user, &step->header, token, logprob, finish);
+    picked->finish = finish_of(self, session, position, picked->token);
 }
 
 static void add_timing(struct executor_step *step, uint64_t start_us, uint64_t end_us)
@@ -327,7 +335,9 @@ static void report_step(struct executor *self, uint32_t index, uint64_t start_us
                                     (size_t)step->header.token_count * self->config.worker->dim *
                                         sizeof(float));
     } else if (run->logits) {
-        report_token(self, step, run->logits);
+        const struct picked_token *picked = &self->tokens[index];
+        self->config.events->token(step->job.session->user, &step->header, picked->token,
+                                   picked->logprob, picked->finish);
     }
     drop_step(self, step);
 }
@@ -354,6 +364,9 @@ static void run_batch(struct executor *self)
         const enum odsi_err run_err = engine_run(self->config.engine, self->steps, count);
         (void)run_err;
     }
+    for (uint32_t i = 0; i < count && err == ODSI_OK; i++)
+        if (self->steps[i].logits && self->steps[i].status == ODSI_OK)
+            pick_token(self, i); /* part of the stage's computing */
     const uint64_t end_us = clock_now_us(&self->config.clock);
     if (count == 1 && self->batch[0]->header.token_count <= INLINE_TOKENS_MAX)
         learn_decode_time(self, end_us - start_us);
