@@ -162,11 +162,17 @@ NEEDS_test := support hop gateway coordinator cli engine model kernels net proto
 
 TSAN_ARENA := $(if $(filter thread,$(SAN)),$(BUILD)/obj/tests/support/tsan_arena.o)
 
+# These two must link and run without gRPC, protobuf or a network (design: worker/model and
+# worker/engine can be carried to a machine that has none of them).
+NEEDS_unit_engine := $(NEEDS_engine)
+NEEDS_unit_model := $(NEEDS_engine)
+SYS_unit_engine := -ljansson $(SYS_crypto)
+SYS_unit_model := -ljansson $(SYS_crypto)
 define unit_test
 $(BUILD)/tests/unit_$(1): $(call objects,$(wildcard tests/unit/$(1)/*.c)) $(TSAN_ARENA) \
-  $(call archives,$(NEEDS_test))
+  $(call archives,$(or $(NEEDS_unit_$(1)),$(NEEDS_test)))
 	@mkdir -p $$(@D)
-	$$(link) -lcriterion $(SYS_all)
+	$$(link) -lcriterion $(or $(SYS_unit_$(1)),$(SYS_all))
 endef
 $(foreach folder,$(UNIT_FOLDERS),$(eval $(call unit_test,$(folder))))
 $(BUILD)/tests/kernels: $(call objects,$(wildcard tests/kernels/*.c)) $(TSAN_ARENA) \
