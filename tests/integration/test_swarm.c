@@ -143,6 +143,31 @@ Test(swarm, an_answer_tells_where_its_time_went, .timeout = 60)
     swarm_close(&swarm);
 }
 
+Test(swarm, echo_puts_the_prompt_in_front_and_hops_prints_the_table, .timeout = 60)
+{
+    struct swarm swarm;
+    struct process *process = NULL;
+    char *output = NULL, *log = NULL;
+    int code = -1;
+    open_demo(&swarm, MODEL_Q8, 3);
+    const char *const args[] = {"generate", "--insecure",       "--gateway", swarm.gateway_address,
+                                "--prompt", "Once upon a time", "--echo",    "--hops",
+                                NULL};
+    const struct process_config config = {
+        .program = "odsi", .args = args, .folder = swarm.folder, .name = "echo"};
+    cr_assert_eq(process_start(&process, &config), ODSI_OK);
+    cr_assert_eq(process_wait(process, 20000000u, &code), ODSI_OK);
+    cr_expect_eq(code, 0);
+    cr_assert_eq(process_read_output(&output, process), ODSI_OK);
+    cr_assert_eq(process_read_log(&log, process), ODSI_OK);
+    cr_expect_eq(strncmp(output, "Once upon a time, there was", 27), 0, "%s", output);
+    cr_expect(strstr(log, "compute") && strstr(log, "network"), "no table in: %s", log);
+    alloc_free(output);
+    alloc_free(log);
+    process_close(&process);
+    swarm_close(&swarm);
+}
+
 Test(swarm, stop_strings_end_the_text_before_them, .timeout = 60)
 {
     struct swarm swarm;

@@ -27,6 +27,7 @@ struct options {
     int is_json;
     int is_quiet;
     int with_hops;
+    int is_echo;
 };
 
 /* ---- output ---------------------------------------------------------------------------------- */
@@ -171,9 +172,10 @@ static enum odsi_err run(const struct options *options, const struct buf *prompt
         .is_cancelled_by_signal = 1,
     };
     enum odsi_err err = cli_client_open(&client, &config);
-    if (err == ODSI_OK && !options->is_json && !options->is_quiet && is_terminal) {
+    if (err == ODSI_OK && !options->is_json && !options->is_quiet &&
+        (is_terminal || options->is_echo)) {
         fputs(cli_term_dim(stdout), stdout);
-        cli_text_show(stdout, 1, request.prompt, prompt->size);
+        cli_text_show(stdout, is_terminal, request.prompt, prompt->size);
         fputs(cli_term_plain(stdout), stdout);
         fflush(stdout);
     }
@@ -239,6 +241,8 @@ int cmd_generate_run(int argc, char **argv)
         {"quiet", 'q', ARGS_FLAG, &options.is_quiet, NULL, "the text alone"},
         {"hops", 0, ARGS_FLAG, &options.with_hops, NULL,
          "where the time went, also without a terminal"},
+        {"echo", 0, ARGS_FLAG, &options.is_echo, NULL,
+         "the prompt in front, also without a terminal"},
         {NULL},
     };
     const struct args_program program = {
