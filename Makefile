@@ -215,7 +215,7 @@ setup: ## install the Debian packages that are missing
 run: setup ## start a local swarm of three workers and let it write a story
 	@$(again) all
 	@$(BIN)/odsi local --workers 3 --model deploy/demo/odsi-tiny-q8_0.gguf --threads 1 -- \
-	  $(BIN)/odsi generate --echo --hops --prompt 'Once upon a time' --max-tokens 160
+	  $(BIN)/odsi generate --echo --hops --prompt 'Once upon a time'
 	@echo "make run: $$(($$(date +%s) - ODSI_MAKE_START)) s from typing it to the end"
 
 # CUDA kernels are optional: say so when they are left out, and insist on them with CUDA=1.
