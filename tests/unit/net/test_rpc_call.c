@@ -256,6 +256,8 @@ Test(rpc_call, a_paused_reader_makes_its_sender_busy_until_it_reads)
     net_call_open(&call, &net, NET_PATH("Paused"), 0);
     unsigned count = fill_queue(&call, &payloads);
     cr_expect_geq(count, LIMIT_SEND_QUEUE_SIZE / FRAME_SIZE - 1);
+    while (net.log.open_count == 0)
+        net_run_for(&net, 10000);
     unsigned late = 100;
     for (int i = 0; i < 50 && late > 2; i++) {
         net_run_for(&net, 200000);
