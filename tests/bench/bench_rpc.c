@@ -1,11 +1,13 @@
 /* What common/net costs: ping-pong of frames on one long-lived stream through our calls, against
  * the least C-core program that does the same work, each with its server in a process of its own.
  *
- *   bench_rpc [--sizes LIST] [--rounds N] [--repeat N] [--spin-us N] [--json]
+ *   bench_rpc [--sizes LIST] [--rounds N] [--repeat N] [--spin-us N] [--work-us N] [--json]
  *
  * Both sides of each pair copy a received payload to one place and send it from there. Repeats of
  * the two alternate; the least p50 and the least p99 of each are reported, because a shared machine
- * only ever adds time. */
+ * only ever adds time. With --work-us the client reads through memory before each round, as a
+ * stage that computes does: the code of the connection has left the caches, and the other side has
+ * fallen asleep. That is what a hop of a large model meets. */
 #include "common/base/alloc.h"
 #include "common/base/args.h"
 #include "common/base/limits.h"
@@ -43,6 +45,7 @@ struct options {
     uint32_t rounds;
     uint32_t repeat;
     uint32_t spin_us;
+    uint32_t work_us;
     int json;
 };
 
@@ -59,6 +62,19 @@ static uint64_t now_ns(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Reads as much memory as work_us allow; more of it than caches hold. */
+static void pretend_to_compute(uint32_t work_us)
+{
+    static volatile uint64_t memory[8u << 20];
+    static size_t at;
+    const uint64_t end_ns = now_ns() + (uint64_t)work_us * 1000;
+    while (work_us > 0 && now_ns() < end_ns) {
+        for (size_t i = 0; i < 4096; i++)
+            memory[at + i]++;
+        at = (at + 4096) % (sizeof memory / sizeof *memory);
+    }
 }
 
 static double us(uint64_t time_ns)
@@ -86,6 +102,7 @@ struct ours {
     uint64_t *times_ns;
     uint64_t start_ns;
     unsigned round, round_count;
+    uint32_t work_us;
 };
 
 static void keep(void *context, void *payload)
@@ -166,6 +183,7 @@ static void on_client_message(void *user, struct rpc_call *call, const struct rp
         rpc_call_half_close(call);
         return;
     }
+    pretend_to_compute(self->work_us);
     self->start_ns = now_ns();
     ours_send(self, call);
 }
@@ -182,20 +200,21 @@ static void on_client_done(void *user, struct rpc_call *call, enum rpc_status st
 }
 
 static void ours_measure(uint64_t *times_ns, unsigned rounds, size_t size, const char *address,
-                         const struct identity *identity, uint32_t spin_us)
+                         const struct identity *identity, const struct options *options)
 {
     static const struct rpc_handler handler = {.on_message = on_client_message,
                                                .on_done = on_client_done};
     struct ours self = {.payload = take_memory(PAYLOAD_MAX, 1),
                         .size = size,
                         .times_ns = times_ns,
+                        .work_us = options->work_us,
                         .round_count = WARM_UP_ROUNDS + rounds};
     struct rpc_channel *channel = NULL;
     struct rpc_call *call = NULL;
     const struct rpc_channel_config config = {
         .address = address, .identity = identity, .receive_size_max = LIMIT_HOP_MESSAGE_SIZE};
     check(rpc_loop_open(&self.loop) == ODSI_OK, "loop");
-    rpc_loop_set_spin(self.loop, spin_us);
+    rpc_loop_set_spin(self.loop, options->spin_us);
     check(rpc_channel_open(&channel, self.loop, &config) == ODSI_OK, "channel");
     check(rpc_call_open(&call, channel, PATH, TIMEOUT_US, 1, &handler, &self) == ODSI_OK, "call");
     self.start_ns = now_ns();
@@ -352,7 +371,7 @@ static void bare_serve(const struct identity *identity)
 }
 
 static void bare_measure(uint64_t *times_ns, unsigned rounds, size_t size, const char *address,
-                         const struct identity *identity)
+                         const struct identity *identity, uint32_t work_us)
 {
     struct bare self = {.payload = take_memory(PAYLOAD_MAX, 1)};
     grpc_arg arg = limit_arg();
@@ -371,6 +390,7 @@ static void bare_measure(uint64_t *times_ns, unsigned rounds, size_t size, const
         NULL);
     grpc_metadata_array_init(&headers);
     for (unsigned round = 0; round < WARM_UP_ROUNDS + rounds; round++) {
+        pretend_to_compute(work_us);
         const uint64_t start_ns = now_ns();
         bare_send(&self, call, size, round == 0);
         check(bare_receive(&self, call, round == 0 ? &headers : NULL) == size, "bare echo");
@@ -452,9 +472,9 @@ static void measure(struct result *out, char **argv, const struct options *optio
     const int pid = start_server("/proc/self/exe", argv, mode, &port);
     snprintf(address, sizeof address, "127.0.0.1:%u", port);
     if (is_ours)
-        ours_measure(times_ns, options->rounds, size, address, identity, options->spin_us);
+        ours_measure(times_ns, options->rounds, size, address, identity, options);
     else
-        bare_measure(times_ns, options->rounds, size, address, identity);
+        bare_measure(times_ns, options->rounds, size, address, identity, options->work_us);
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
     qsort(times_ns, options->rounds, sizeof *times_ns, by_value);
@@ -501,14 +521,16 @@ static size_t read_sizes(size_t *out, const char *text)
 static void run(const struct options *options, const size_t *sizes, size_t count, char **argv)
 {
     if (options->json)
-        printf("{\n  \"bench\": \"rpc\", \"rounds\": %u, \"repeat\": %u, \"spin_us\": %u,\n"
+        printf("{\n  \"bench\": \"rpc\", \"rounds\": %u, \"repeat\": %u, \"spin_us\": %u, "
+               "\"work_us\": %u,\n"
                "  \"round_trips\": [",
-               options->rounds, options->repeat, options->spin_us);
+               options->rounds, options->repeat, options->spin_us, options->work_us);
     else
-        printf("round trips in us: least p50 and p99 of %u runs of %u rounds, spin %u us\n"
+        printf("round trips in us: least p50 and p99 of %u runs of %u rounds, spin %u us, "
+               "work %u us\n"
                "%-6s %9s %9s %9s %9s %9s %7s\n",
-               options->repeat, options->rounds, options->spin_us, "", "bytes", "ours p50", "p99",
-               "bare p50", "p99", "ratio");
+               options->repeat, options->rounds, options->spin_us, options->work_us, "", "bytes",
+               "ours p50", "p99", "bare p50", "p99", "ratio");
     for (int with_tls = 0; with_tls <= 1; with_tls++) {
         for (size_t i = 0; i < count; i++) {
             struct result ours = {0};
@@ -533,6 +555,8 @@ int main(int argc, char **argv)
         {"rounds", 0, ARGS_U32, &options.rounds, "N", "round trips in one run (1000)"},
         {"repeat", 0, ARGS_U32, &options.repeat, "N", "runs of each kind (3)"},
         {"spin-us", 0, ARGS_U32, &options.spin_us, "US", "rpc_loop_set_spin on both ends (0)"},
+        {"work-us", 0, ARGS_U32, &options.work_us, "US",
+         "the client reads memory for so long before each round (0)"},
         {"json", 0, ARGS_FLAG, &options.json, NULL, "print JSON"},
         {0},
     };

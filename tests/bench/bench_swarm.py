@@ -6,8 +6,9 @@
 
 Every round measures, one after the other: decoding in one process (odsi bench), decoding through a
 local swarm over mutual TLS (odsi generate), and a ping-pong of one frame of the model's size
-between two processes with bare gRPC C-core over mutual TLS (bench_rpc). Only ratios within the run
-mean anything; the medians over the rounds are printed.
+between two processes with bare gRPC C-core over mutual TLS (bench_rpc): once back to back, when
+everything stays in the caches, and once with as much memory read before each message as a stage
+reads. Only ratios within the run mean anything; the medians over the rounds are printed.
 
 A token passes `workers` hops (the ring included). The time of a hop is what is left of a token when
 the computing of all stages is taken away, over the number of hops: wire, wake-ups, queue, framing,
@@ -51,9 +52,11 @@ def swarm(options):
             "compute_us": compute_us, "hop_us": (token_us - compute_us) / options.workers}
 
 
-def ping_pong(options, frame_size):
-    result = run_json([options.bench_rpc, "--json", "--sizes", str(frame_size),
-                       "--rounds", "2000", "--repeat", "1"])
+def ping_pong(options, frame_size, work_us):
+    """One way of the bare ping-pong; work_us of reading memory stand before each message."""
+    result = run_json([options.bench_rpc, "--json", "--sizes", str(frame_size), "--repeat", "1",
+                       "--rounds", "200" if work_us > 1000 else "2000",
+                       "--work-us", str(work_us)])
     mtls = [line for line in result["round_trips"] if line["security"] == "mtls"][0]
     return {"one_way_us": mtls["bare_p50_us"] / 2}
 
@@ -82,19 +85,24 @@ def main():
     options.odsi = os.path.join(options.build, "bin", "odsi")
     options.bench_rpc = os.path.join(options.build, "bench", "bench_rpc")
     frame_size = frame_size_of(options)
-    alone, together, bare = [], [], []
+    alone, together, bare, after_work = [], [], [], []
     for _ in range(options.rounds):
         alone.append(one_process(options))
         together.append(swarm(options))
-        bare.append(ping_pong(options, frame_size))
+        stage_us = int(together[-1]["compute_us"] / options.workers)
+        bare.append(ping_pong(options, frame_size, 0))
+        after_work.append(ping_pong(options, frame_size, stage_us))
     result = {
         "model": os.path.basename(options.model), "workers": options.workers,
         "threads": options.threads, "rounds": options.rounds, "frame_size": frame_size,
         "one_process": medians(alone), "swarm": medians(together), "ping_pong": medians(bare),
+        "ping_pong_after_work": medians(after_work),
         "swarm_over_one_process": statistics.median(
             b["decode_tps"] / a["decode_tps"] for a, b in zip(alone, together)),
         "hop_over_ping_pong": statistics.median(
             b["hop_us"] / c["one_way_us"] for b, c in zip(together, bare)),
+        "hop_over_ping_pong_after_work": statistics.median(
+            b["hop_us"] / c["one_way_us"] for b, c in zip(together, after_work)),
     }
     if options.json:
         print(json.dumps(result))
@@ -104,9 +112,10 @@ def main():
     print(f"  one process      {result['one_process']['decode_tps']:10.1f} tokens/s")
     print(f"  swarm            {result['swarm']['decode_tps']:10.1f} tokens/s"
           f"   ratio {result['swarm_over_one_process']:.3f}")
-    print(f"  a hop            {result['swarm']['hop_us']:10.1f} us"
-          f"   ratio {result['hop_over_ping_pong']:.2f} to a bare ping-pong's")
-    print(f"  ping-pong, 1 way {result['ping_pong']['one_way_us']:10.1f} us, {frame_size} bytes")
+    print(f"  a hop            {result['swarm']['hop_us']:10.1f} us, {frame_size} bytes")
+    for name, label in (("ping_pong", "back to back"), ("ping_pong_after_work", "after work")):
+        print(f"  bare ping-pong   {result[name]['one_way_us']:10.1f} us one way, {label:12s}"
+              f"   ratio of a hop {result['hop_over_' + name]:.2f}")
 
 
 if __name__ == "__main__":
