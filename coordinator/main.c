@@ -215,7 +215,7 @@ int main(int argc, char **argv)
     } else if (outcome == ARGS_RUN && log_setup("odsi-coordinator", flags->log_level) != ODSI_OK) {
         fprintf(stderr, "odsi-coordinator: %s\n", odsi_err_text());
     } else if (outcome == ARGS_RUN) {
-        daemon_raise_limits();
+        daemon_survive_file_limit();
         code = run(&coordinator);
     }
     args_close(&args);

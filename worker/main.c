@@ -15,6 +15,7 @@
 #include "worker/engine/startup.h"
 #include "worker/hop/coordinator_client.h"
 #include "worker/hop/hop_service.h"
+#include "worker/model/gguf.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -361,8 +362,30 @@ static enum odsi_err set_address(struct worker *self)
     return ODSI_OK;
 }
 
+/* The width of the residual stream, before the model is hashed: it bounds what the port takes. */
+static enum odsi_err read_dim(struct worker *self, uint32_t *dim)
+{
+    struct gguf *gguf = NULL;
+    struct gguf_text arch;
+    char key[LIMIT_NAME_SIZE + 32];
+    enum odsi_err err = gguf_open(&gguf, self->flags.model);
+    if (err == ODSI_OK)
+        err = gguf_get_text(gguf, "general.architecture", &arch);
+    if (err == ODSI_OK) {
+        const int size = arch.size < LIMIT_NAME_SIZE ? (int)arch.size : (int)LIMIT_NAME_SIZE;
+        snprintf(key, sizeof key, "%.*s.embedding_length", size, arch.data);
+        err = gguf_get_u32(gguf, key, dim);
+    }
+    if (err == ODSI_OK && (*dim == 0 || *dim > LIMIT_DIM_MAX))
+        err = odsi_fail(ODSI_ERR_CORRUPT, "%s: %s is %u: 1 to %u", self->flags.model, key, *dim,
+                        LIMIT_DIM_MAX);
+    gguf_close(&gguf);
+    return err;
+}
+
 static enum odsi_err open_all(struct worker *self)
 {
+    uint32_t dim = 0;
     enum odsi_err err = check_flags(self);
     daemon_withdraw(self->flags.ready_file); /* of a run that was killed */
     if (err == ODSI_OK)
@@ -375,7 +398,9 @@ static enum odsi_err open_all(struct worker *self)
     if (err == ODSI_OK)
         err = rpc_loop_on_terminate(self->loop, terminate, self);
     if (err == ODSI_OK)
-        err = hop_service_open(&self->service, self->loop, self->identity);
+        err = read_dim(self, &dim);
+    if (err == ODSI_OK)
+        err = hop_service_open(&self->service, self->loop, self->identity, dim);
     if (err != ODSI_OK)
         return err;
     const struct rpc_server_config config = {.listen = self->flags.listen,
@@ -476,7 +501,7 @@ int main(int argc, char **argv)
     }
     enum odsi_err err = log_setup("odsi-worker", worker.flags.log_level);
     if (err == ODSI_OK)
-        daemon_raise_limits();
+        daemon_survive_file_limit();
     if (err == ODSI_OK)
         err = open_all(&worker);
     if (err == ODSI_OK) {

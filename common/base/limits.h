@@ -28,11 +28,12 @@
 #define LIMIT_SESSIONS_MAX    4096u  /* sessions open on one worker */
 #define LIMIT_STEP_QUEUE      1024u  /* steps waiting on one worker */
 #define LIMIT_HOP_HEADER_SIZE 32768u /* bytes of a step's header; 128 stages' timings fit */
-#define LIMIT_HOP_MESSAGE_SIZE                                                                     \
-    (LIMIT_STEP_TOKENS * LIMIT_DIM_MAX * 4u + LIMIT_HOP_HEADER_SIZE + 64u)
-#define LIMIT_CONTROL_MESSAGE_SIZE (4u << 20)  /* any message without activations */
-#define LIMIT_UNPACK_SIZE          (32u << 20) /* memory of one unpacked protobuf message */
-#define LIMIT_SEND_QUEUE_SIZE      (64u << 20) /* bytes queued towards one peer */
+/* The largest step of a model of that dim. */
+#define LIMIT_HOP_MESSAGE_SIZE_OF(dim) (LIMIT_STEP_TOKENS * (dim)*4u + LIMIT_HOP_HEADER_SIZE + 64u)
+#define LIMIT_HOP_MESSAGE_SIZE         LIMIT_HOP_MESSAGE_SIZE_OF(LIMIT_DIM_MAX)
+#define LIMIT_CONTROL_MESSAGE_SIZE     (4u << 20)  /* any message without activations */
+#define LIMIT_UNPACK_SIZE              (32u << 20) /* memory of one unpacked protobuf message */
+#define LIMIT_SEND_QUEUE_SIZE          (64u << 20) /* bytes queued towards one peer */
 
 /* Directory. */
 #define LIMIT_MEMBERS_MAX  16384u /* workers known to one coordinator store */

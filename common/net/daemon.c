@@ -8,22 +8,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
-#define DESCRIPTORS_WANTED 65536u
-
-void daemon_raise_limits(void)
+void daemon_survive_file_limit(void)
 {
     const struct sigaction ignore = {.sa_handler = SIG_IGN};
-    struct rlimit limit;
     if (sigaction(SIGXFSZ, &ignore, NULL) != 0)
         log_line(LOG_WARN, "SIGXFSZ cannot be ignored: %s", strerror(errno));
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= DESCRIPTORS_WANTED)
-        return;
-    limit.rlim_cur = limit.rlim_max < DESCRIPTORS_WANTED ? limit.rlim_max : DESCRIPTORS_WANTED;
-    if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
-        log_line(LOG_WARN, "the limit of open files stays low; many peers may not connect");
 }
 
 enum odsi_err daemon_open_identity(struct identity **out, const char *path, const char *folder,

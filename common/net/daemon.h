@@ -10,9 +10,8 @@
 
 #define DAEMON_PLACE_SIZE (DIGEST_HEX_SIZE + LIMIT_ADDRESS_SIZE + 16u)
 
-/* Makes room for many connections, and lets a write beyond a file size limit fail instead of
- * killing the process. Both are best effort; what could not be had is logged. */
-void daemon_raise_limits(void);
+/* Lets a write beyond a file size limit fail instead of killing the process. */
+void daemon_survive_file_limit(void);
 
 /* Opens the key at path, or when that is NULL FOLDER/NAME, and makes it on first start; the
  * passphrase is $ODSI_PASSPHRASE. Errors: those of identity_open, ODSI_ERR_RANGE. */

@@ -511,6 +511,9 @@ Test(hostile_hop, malformed_and_oversized_messages_end_their_stream_only, .timeo
     cr_assert_eq(rpc_call_send(other->call, big, LIMIT_CONTROL_MESSAGE_SIZE + 1), ODSI_OK);
     cr_expect_eq(wait_end(other), RPC_RESOURCE_EXHAUSTED);
     alloc_free(big);
+    struct stream *wide = open_stream(&client, "/odsi.v1.Hop/Steps");
+    send_frame(wide, 1, 0, LIMIT_STEP_TOKENS, LIMIT_STEP_TOKENS * 4 * 4096); /* dim is 128 */
+    cr_expect_eq(wait_end(wide), RPC_RESOURCE_EXHAUSTED);
     expect_honest_session(&client, control, 1);
     cr_assert_eq(rpc_call_send(control->call, garbage, sizeof garbage), ODSI_OK);
     cr_expect_eq(wait_end(control), RPC_INVALID_ARGUMENT);

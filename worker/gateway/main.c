@@ -284,7 +284,7 @@ int main(int argc, char **argv)
                                            : odsi_err_text());
         code = 2;
     } else {
-        daemon_raise_limits();
+        daemon_survive_file_limit();
         code = run(&self);
     }
     args_close(&args);

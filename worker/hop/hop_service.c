@@ -702,12 +702,13 @@ static void link_broken(void *context, struct hop_link *link, const struct odsi_
 /* ---- opening and closing -------------------------------------------------------------------- */
 
 enum odsi_err hop_service_open(struct hop_service **out, struct rpc_loop *loop,
-                               const struct identity *identity)
+                               const struct identity *identity, uint32_t dim)
 {
     static const struct hop_link_events link_events = {.refused = link_refused,
                                                        .broken = link_broken};
     struct hop_service *self = NULL;
     *out = NULL;
+    ODSI_ASSERT(dim <= LIMIT_DIM_MAX);
     enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
     if (err != ODSI_OK)
         return err;
@@ -718,7 +719,7 @@ enum odsi_err hop_service_open(struct hop_service **out, struct rpc_loop *loop,
     self->methods[0] =
         (struct rpc_method){"/odsi.v1.Hop/Control", control_on_open, LIMIT_CONTROL_MESSAGE_SIZE};
     self->methods[1] =
-        (struct rpc_method){"/odsi.v1.Hop/Steps", steps_on_open, LIMIT_HOP_MESSAGE_SIZE};
+        (struct rpc_method){"/odsi.v1.Hop/Steps", steps_on_open, LIMIT_HOP_MESSAGE_SIZE_OF(dim)};
     self->methods[2] = (struct rpc_method){"/odsi.v1.Hop/GetModel", model_on_open, 1024};
     self->rpc = (struct rpc_service){"odsi.v1.Hop", self->methods, 3, self};
     err = alloc_zeroed(&self->scratch, LIMIT_HOP_HEADER_SIZE, 1);

@@ -21,9 +21,10 @@
 
 struct hop_service;
 
-/* identity must outlive it. Errors: ODSI_ERR_NO_MEMORY. */
+/* dim: of the model that will be served; it bounds the messages that are received at all. identity
+ * must outlive the service. Errors: ODSI_ERR_NO_MEMORY. */
 ODSI_MUST_USE enum odsi_err hop_service_open(struct hop_service **out, struct rpc_loop *loop,
-                                             const struct identity *identity);
+                                             const struct identity *identity, uint32_t dim);
 /* For rpc_server_config; valid until the service is closed. */
 const struct rpc_service *hop_service_rpc_view(const struct hop_service *self);
 
