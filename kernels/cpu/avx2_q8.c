@@ -24,7 +24,7 @@ SIMD_INLINE int32_t load_quad(const int8_t *from)
 }
 
 /* sum[g][t]: the integer sums of block b. */
-SIMD_INLINE void q8_block(__m256i sum[Q8_GROUPS][Q8_TOKENS], const struct q8_tile *tile, uint32_t b,
+SIMD_INLINE void q8_block(VEC_INT sum[Q8_GROUPS][Q8_TOKENS], const struct q8_tile *tile, uint32_t b,
                           uint32_t groups, uint32_t tokens)
 {
     const struct cpu_matmul *job = tile->job;
@@ -54,45 +54,6 @@ SIMD_INLINE void q8_block(__m256i sum[Q8_GROUPS][Q8_TOKENS], const struct q8_til
                 const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
                 sum[g][t] = _mm256_add_epi32(sum[g][t], _mm256_madd_epi16(pairs, ones));
             }
-        }
-    }
-}
-
-SIMD_INLINE void q8_tile_run(const struct q8_tile *tile, uint32_t groups, uint32_t tokens)
-{
-    const struct cpu_matmul *job = tile->job;
-    const uint32_t rows = job->weight->rows;
-    const uint32_t blocks = job->weight->cols / OPS_BLOCK;
-    VEC total[Q8_GROUPS][Q8_TOKENS];
-    SIMD_UNROLL
-    for (uint32_t g = 0; g < groups; g++)
-        SIMD_UNROLL
-    for (uint32_t t = 0; t < tokens; t++)
-        total[g][t] = vec_set1(0.0f);
-    for (uint32_t b = tile->block_first; b < tile->block_end; b++) {
-        __m256i sum[Q8_GROUPS][Q8_TOKENS];
-        q8_block(sum, tile, b, groups, tokens);
-        SIMD_UNROLL
-        for (uint32_t g = 0; g < groups; g++) {
-            const size_t block = (size_t)(tile->group + g) * blocks + b;
-            const VEC w_scale = vec_load_f16(job->weight->scales + block * VEC_LANES);
-            SIMD_UNROLL
-            for (uint32_t t = 0; t < tokens; t++) {
-                const VEC x_scale = vec_set1(job->scales[(size_t)(tile->token + t) * blocks + b]);
-                const VEC products = _mm256_cvtepi32_ps(sum[g][t]);
-                total[g][t] = vec_fma(products, vec_mul(w_scale, x_scale), total[g][t]);
-            }
-        }
-    }
-    SIMD_UNROLL
-    for (uint32_t t = 0; t < tokens; t++) {
-        SIMD_UNROLL
-        for (uint32_t g = 0; g < groups; g++) {
-            const uint32_t row = (tile->group + g) * VEC_LANES;
-            const uint32_t count = rows - row < VEC_LANES ? rows - row : VEC_LANES;
-            float *out = job->out + (size_t)(tile->token + t) * rows + row;
-            const VEC before = tile->block_first == 0 ? vec_set1(0.0f) : vec_load_some(out, count);
-            vec_store_some(out, vec_add(before, total[g][t]), count);
         }
     }
 }
