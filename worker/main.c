@@ -450,7 +450,8 @@ static enum args_outcome read_flags(struct flags *flags, struct args **args, int
          "whom to join; several, comma-separated, are tried in turn"},
         {"layers", 'l', ARGS_TEXT, &flags->layers, "A-B",
          "layers to hold (default auto: what the swarm needs most and this machine can hold)"},
-        {"cpu", 0, ARGS_FLAG, &flags->cpu, NULL, "compute on the CPU (the default of this build)"},
+        {"cpu", 0, ARGS_FLAG, &flags->cpu, NULL, "compute on the CPU (the default of this build)",
+         1}, /* ODSI_CPU says which instruction sets may be used (kernels/backend.h) */
         {"gpu", 0, ARGS_TEXT, &flags->gpu, "N", "compute on this GPU"},
         {"threads", 't', ARGS_U32, &flags->threads, "N", "threads to compute with (default: all)"},
         {"backend", 0, ARGS_TEXT, &flags->backend, "NAME", "auto, scalar, avx2 or avx512"},

@@ -83,6 +83,31 @@ Test(worker, says_what_is_missing_or_wrong_in_its_flags, .timeout = 60)
     process_folder_remove(f.folder);
 }
 
+/* Goal: ODSI_CPU names instruction sets, although a flag is called --cpu. Method: with a
+ * mask set the worker starts, and stops when told to, instead of refusing a flag's value. */
+Test(worker, takes_the_mask_of_instruction_sets_from_the_environment, .timeout = 60)
+{
+    struct fixture f;
+    struct process *worker = NULL;
+    int code = -1;
+    char *log = NULL;
+    set_up(&f);
+    const char *const args[] = {f.state, "--threads=1", "--model",     MODEL, "--coordinator",
+                                NOBODY,  "--listen",    "127.0.0.1:0", NULL};
+    const char *const env[] = {"ODSI_CPU=scalar", NULL};
+    const struct process_config config = {
+        .program = "odsi-worker", .args = args, .env = env, .folder = f.folder, .name = "masked"};
+    cr_assert_eq(process_start(&worker, &config), ODSI_OK);
+    usleep(500000);
+    process_signal(worker, SIGTERM);
+    cr_expect_eq(process_wait(worker, 3000000u, &code), ODSI_OK);
+    cr_assert_eq(process_read_log(&log, worker), ODSI_OK);
+    cr_expect_eq(code, 0, "%d: %s", code, log);
+    alloc_free(log);
+    process_close(&worker);
+    process_folder_remove(f.folder);
+}
+
 Test(worker, refuses_models_that_are_not_there_or_not_whole, .timeout = 60)
 {
     struct fixture f;
