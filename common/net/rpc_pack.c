@@ -11,6 +11,7 @@
 struct budget {
     ProtobufCAllocator allocator;
     size_t left_size;
+    int is_out_of_memory; /* of the machine's, not of the budget */
 };
 
 #define ALLOCATION_COST 16u /* what malloc adds to each */
@@ -21,8 +22,10 @@ static void *budget_alloc(void *data, size_t size)
     void *memory = NULL;
     if (size > self->left_size || self->left_size - size < ALLOCATION_COST)
         return NULL;
-    if (alloc_resize(&memory, size, 1) != ODSI_OK)
+    if (alloc_resize(&memory, size, 1) != ODSI_OK) {
+        self->is_out_of_memory = 1;
         return NULL;
+    }
     self->left_size -= size + ALLOCATION_COST;
     return memory;
 }
@@ -45,6 +48,8 @@ enum odsi_err rpc_unpack_bytes(void *out_message, const ProtobufCMessageDescript
     memcpy(out_message, &message, sizeof message);
     if (message)
         return ODSI_OK;
+    if (budget.is_out_of_memory) /* our trouble, not the sender's: it may try again */
+        return odsi_fail(ODSI_ERR_NO_MEMORY, "no memory for a message of %zu bytes", size);
     return odsi_fail(ODSI_ERR_INVALID,
                      "%zu bytes that are no %s, or need more than %u bytes of memory", size,
                      type->name, LIMIT_UNPACK_SIZE);
@@ -58,7 +63,7 @@ enum odsi_err rpc_unpack(void *out_message, const ProtobufCMessageDescriptor *ty
     if (data)
         return rpc_unpack_bytes(out_message, type, data, message->size);
     memcpy(out_message, &none, sizeof none);
-    return odsi_fail(ODSI_ERR_INVALID, "no memory for a message of %zu bytes", message->size);
+    return odsi_fail(ODSI_ERR_NO_MEMORY, "no memory for a message of %zu bytes", message->size);
 }
 
 void rpc_unpack_free(void *message)

@@ -9,7 +9,7 @@
 #include <protobuf-c/protobuf-c.h>
 
 /* Unpacks with at most LIMIT_UNPACK_SIZE bytes of memory; *out is ended with rpc_unpack_free.
- * Errors: ODSI_ERR_INVALID (malformed, or too large when unpacked). */
+ * Errors: ODSI_ERR_INVALID (malformed, or too large when unpacked), ODSI_ERR_NO_MEMORY. */
 ODSI_MUST_USE enum odsi_err rpc_unpack(void *out_message, const ProtobufCMessageDescriptor *type,
                                        const struct rpc_message *message);
 ODSI_MUST_USE enum odsi_err rpc_unpack_bytes(void *out_message,

@@ -145,7 +145,8 @@ test("mistakes get the status that fits", async () => {
   const garbage = Buffer.from([0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]);
   const nothing = call("/odsi.v1.Inference/Nothing", Buffer.alloc(0));
   await assert.rejects(nothing, { code: UNIMPLEMENTED });
-  await assert.rejects(call("/odsi.v1.Inference/Generate", garbage), { code: INVALID_ARGUMENT });
+  for (const method of ["Generate", "ListModels"])
+    await assert.rejects(call(`/odsi.v1.Inference/${method}`, garbage), { code: INVALID_ARGUMENT });
   channel.close();
 });
 

@@ -339,10 +339,11 @@ static void on_list_request(void *user, struct rpc_call *call, const struct rpc_
 {
     struct inference_service *self = user;
     struct directory_model *models = NULL;
+    Odsi__V1__ListModelsRequest *request = NULL;
     uint32_t count = 0;
-    (void)message;
-    enum odsi_err err = ODSI_OK;
-    if (self->stopped)
+    enum odsi_err err = rpc_unpack(&request, &odsi__v1__list_models_request__descriptor, message);
+    rpc_unpack_free(request);
+    if (err == ODSI_OK && self->stopped)
         err = odsi_fail(ODSI_ERR_UNAVAILABLE, "the gateway is stopping");
     if (err == ODSI_OK)
         err = directory_models(gateway_directory_view(self->gateway), &models, &count);

@@ -87,13 +87,13 @@ Test(rpc_pack, every_failed_allocation_of_an_unpack_is_an_error_without_a_leak)
                                    "a\x0a\x03\x0a\x01"
                                    "b\x0a\x00";
     long failed = 0;
-    for (enum odsi_err err = ODSI_ERR_INVALID; err != ODSI_OK; failed++) {
+    for (enum odsi_err err = ODSI_ERR_NO_MEMORY; err != ODSI_OK; failed++) {
         Grpc__Reflection__V1__ListServiceResponse *list = NULL;
         alloc_fail_after(failed);
         err = rpc_unpack_bytes(&list, &grpc__reflection__v1__list_service_response__descriptor,
                                bytes, sizeof bytes - 1);
         alloc_fail_after(-1);
-        cr_expect(err == ODSI_OK || err == ODSI_ERR_INVALID);
+        cr_expect(err == ODSI_OK || err == ODSI_ERR_NO_MEMORY);
         rpc_unpack_free(list);
         cr_assert_lt(failed, 50);
     }
