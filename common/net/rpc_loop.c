@@ -7,11 +7,14 @@
 #include "common/net/rpc_private.h"
 
 #include <grpc/support/log.h>
+#include <grpc/support/sync.h>
 #include <grpc/support/time.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 
 struct post {
     struct post *next;
@@ -77,6 +80,42 @@ static void wake(struct rpc_loop *self)
     ODSI_ASSERT(error == GRPC_CALL_OK);
 }
 
+struct contention {
+    gpr_mu lock;
+    atomic_int is_held;
+};
+
+static void *hold_a_moment(void *context)
+{
+    struct contention *self = context;
+    const struct timespec moment = {.tv_nsec = 200000};
+    gpr_mu_lock(&self->lock);
+    atomic_store(&self->is_held, 1);
+    nanosleep(&moment, NULL);
+    gpr_mu_unlock(&self->lock);
+    return NULL;
+}
+
+/* gRPC 1.51 reads errno several calls after connect(2), and the first contended mutex of a process
+ * opens a file below /sys in between: where there is none, as in a bare chroot, a connection then
+ * fails with "No such file or directory". So that reading is made to happen here, before any
+ * connection. Best effort. */
+static void settle_mutexes(void)
+{
+    struct contention contention;
+    pthread_t thread;
+    gpr_mu_init(&contention.lock);
+    atomic_init(&contention.is_held, 0);
+    if (pthread_create(&thread, NULL, hold_a_moment, &contention) == 0) {
+        while (!atomic_load(&contention.is_held))
+            sched_yield();
+        gpr_mu_lock(&contention.lock);
+        gpr_mu_unlock(&contention.lock);
+        pthread_join(thread, NULL);
+    }
+    gpr_mu_destroy(&contention.lock);
+}
+
 /* gRPC's helper threads inherit the signal mask: with everything blocked in them, a SIGTERM always
  * finds one of our own threads, which know what to do with it. */
 static void init_grpc(sigset_t *saved)
@@ -90,6 +129,7 @@ static void init_grpc(sigset_t *saved)
     rpc_tls_enforce_version();
     gpr_set_log_function(log_grpc);
     grpc_init();
+    settle_mutexes();
 }
 
 enum odsi_err rpc_loop_open(struct rpc_loop **out)
