@@ -40,8 +40,10 @@ struct backend_ops {
     enum odsi_err (*upload)(struct backend *self, void *to_dev, const void *from, size_t size);
     enum odsi_err (*download)(struct backend *self, void *to, const void *from_dev, size_t size);
     enum odsi_err (*sync)(struct backend *self);
-    enum odsi_err (*weight_load)(struct backend *self, struct weight **out, enum tensor_type type,
-                                 const void *data, uint32_t rows, uint32_t cols);
+    enum odsi_err (*weight_open)(struct backend *self, struct weight **out, enum tensor_type type,
+                                 uint32_t rows, uint32_t cols, uint32_t matrix_count);
+    enum odsi_err (*weight_fill)(struct backend *self, struct weight *weight, uint32_t row_first,
+                                 const void *data, uint32_t rows);
     void (*weight_free)(struct backend *self, struct weight *weight);
 
     enum odsi_err (*embed)(struct backend *self, float *out_dev, const struct weight *table,
@@ -50,15 +52,27 @@ struct backend_ops {
                              const float *weight_dev, uint32_t rows, uint32_t cols, float eps);
     enum odsi_err (*matmul)(struct backend *self, float *out_dev, const struct weight *weight,
                             const float *x_dev, uint32_t rows);
+    enum odsi_err (*matmul_experts)(struct backend *self, float *out_dev,
+                                    const struct weight *weight, const float *x_dev,
+                                    const uint32_t *ids_dev, uint32_t slots,
+                                    uint32_t slots_per_row);
+    enum odsi_err (*add_bias)(struct backend *self, float *x_dev, const float *bias_dev,
+                              uint32_t rows, uint32_t cols);
     enum odsi_err (*rope)(struct backend *self, float *x_dev, const struct rope_table *table,
                           const struct op_batch *batch, uint32_t heads, uint32_t head_dim);
     enum odsi_err (*kv_write)(struct backend *self, const struct kv_pool *pool, uint32_t layer,
                               const struct op_batch *batch, const float *k_dev, const float *v_dev);
     enum odsi_err (*attention)(struct backend *self, float *out_dev, const float *q_dev,
                                const struct kv_pool *pool, uint32_t layer,
-                               const struct op_batch *batch, uint32_t heads);
-    enum odsi_err (*silu_mul)(struct backend *self, float *out_dev, const float *gate_dev,
-                              const float *up_dev, size_t count);
+                               const struct op_batch *batch, const struct attention_params *params);
+    enum odsi_err (*act_mul)(struct backend *self, float *out_dev, const float *gate_dev,
+                             const float *up_dev, size_t count, enum act_kind kind);
+    enum odsi_err (*scale)(struct backend *self, float *x_dev, size_t count, float factor);
+    enum odsi_err (*softcap)(struct backend *self, float *x_dev, size_t count, float cap);
+    enum odsi_err (*route)(struct backend *self, uint32_t *ids_dev, float *weights_dev,
+                           const float *logits_dev, uint32_t rows, uint32_t experts, uint32_t used);
+    enum odsi_err (*combine)(struct backend *self, float *out_dev, const float *y_dev,
+                             const float *weights_dev, uint32_t rows, uint32_t used, uint32_t cols);
     enum odsi_err (*add)(struct backend *self, float *out_dev, const float *a_dev,
                          const float *b_dev, size_t count);
     enum odsi_err (*all_finite)(struct backend *self, int *out, const float *x_dev, size_t count);

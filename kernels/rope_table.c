@@ -161,18 +161,30 @@ double rope_table_pow(double base, double exponent)
     return exp_pair(product);
 }
 
+void rope_table_frequencies(double *out, uint32_t half_dim, double base, double linear,
+                            const float *factors)
+{
+    ODSI_ASSERT(linear >= 1.0);
+    for (uint32_t i = 0; i < half_dim; i++) {
+        out[i] = rope_table_pow(base, -((double)i / (double)half_dim)) / linear;
+        if (factors) {
+            ODSI_ASSERT(factors[i] >= 1.0f);
+            out[i] = out[i] / (double)factors[i];
+        }
+    }
+}
+
 void rope_table_fill(float *cos_out, float *sin_out, uint32_t position_count, uint32_t half_dim,
-                     double base)
+                     const double *frequency, double amplitude)
 {
     ODSI_ASSERT(position_count <= POSITIONS_MAX);
     for (uint32_t i = 0; i < half_dim; i++) {
-        const double step = rope_table_pow(base, -((double)i / (double)half_dim));
         for (uint32_t position = 0; position < position_count; position++) {
             uint32_t quadrant = 0;
-            const struct pair r = reduce((double)position * step, &quadrant);
+            const struct pair r = reduce((double)position * frequency[i], &quadrant);
             const size_t at = (size_t)position * half_dim + i;
-            sin_out[at] = (float)sin_in_quadrant(r, quadrant);
-            cos_out[at] = (float)sin_in_quadrant(r, (quadrant + 1) % 4u);
+            sin_out[at] = (float)(sin_in_quadrant(r, quadrant) * amplitude);
+            cos_out[at] = (float)(sin_in_quadrant(r, (quadrant + 1) % 4u) * amplitude);
         }
     }
 }

@@ -10,11 +10,17 @@
 extern "C" {
 #endif
 
-/* Fills cos_out and sin_out, each [position_count][half_dim], with cosine and sine of
- * position * base^(-i / half_dim) for pair i, computed in binary64 and rounded once to binary32.
- * base between 1 and 1e39; position_count <= 2^20. */
+/* Radians per position of each pair: out[i] = base^(-i / half_dim), then divided by linear (unless
+ * it is 1), then by factors[i] (unless factors is NULL), each step rounded to binary64.
+ * base between 1 and 1e39; linear and all factors at least 1. */
+void rope_table_frequencies(double *out, uint32_t half_dim, double base, double linear,
+                            const float *factors);
+
+/* Fills cos_out and sin_out, each [position_count][half_dim], with cosine and sine of position *
+ * frequency[i], times amplitude, computed in binary64 and rounded once to binary32. frequency at
+ * most 1; position_count <= 2^20. */
 void rope_table_fill(float *cos_out, float *sin_out, uint32_t position_count, uint32_t half_dim,
-                     double base);
+                     const double *frequency, double amplitude);
 
 /* Exposed for tests: within a few units in the last place of binary64. x in [0, 2^20]; base in
  * [1, 1e39], exponent in [-1, 1]. */

@@ -8,8 +8,9 @@ void avx512_loops_fill(struct cpu_loops *loops)
     loops->quantize = avx512_quantize;
     loops->matmul_f32 = avx512_matmul_f32;
     loops->matmul_f16 = avx512_matmul_f16;
+    loops->matmul_bf16 = avx512_matmul_bf16;
     loops->matmul_q8 = avx512_matmul_q8;
     loops->kv_round = avx512_kv_round;
     loops->attention = avx512_attention;
-    loops->silu_mul = avx512_silu_mul;
+    loops->act_mul = avx512_act_mul;
 }

@@ -43,7 +43,7 @@ void cpu_attention_plan(struct cpu_attention_plan *plan, struct cpu_attention_pa
                         uint32_t thread_count)
 {
     const struct op_batch *batch = plan->batch;
-    const uint32_t group = plan->heads / plan->pool->kv_heads;
+    const uint32_t group = plan->params->heads / plan->pool->kv_heads;
     const uint32_t rows_max = max_u32(1, VECTORS_MAX / group);
     uint32_t count = 0;
     uint32_t rows_most = 1;
@@ -82,20 +82,20 @@ void cpu_attention_piece(struct cpu_attention *out, const struct cpu_attention_p
                          uint64_t index)
 {
     const uint32_t kv_heads = plan->pool->kv_heads;
-    const uint32_t group = plan->heads / kv_heads;
+    const uint32_t group = plan->params->heads / kv_heads;
     const uint32_t split = (uint32_t)(index % plan->head_split);
     const uint32_t kv_head = (uint32_t)(index / plan->head_split % kv_heads);
     const struct cpu_attention_part *part = &plan->parts[index / plan->head_split / kv_heads];
     const uint32_t first = (uint32_t)((uint64_t)split * group / plan->head_split);
     const uint32_t end = (uint32_t)((uint64_t)(split + 1) * group / plan->head_split);
-    const size_t offset = (size_t)part->row_first * plan->heads * plan->pool->head_dim;
+    const size_t offset = (size_t)part->row_first * plan->params->heads * plan->pool->head_dim;
     out->out = plan->out + offset;
     out->q = plan->q + offset;
     out->pool = plan->pool;
     out->page_table = plan->batch->page_table[part->row_first];
     out->position = plan->batch->position + part->row_first;
     out->rows = part->row_count;
-    out->heads = plan->heads;
+    out->params = plan->params;
     out->layer = plan->layer;
     out->kv_head = kv_head;
     out->head_first = kv_head * group + first;

@@ -18,8 +18,8 @@ struct cpu_attention_plan {
     const float *q;
     const struct kv_pool *pool;
     const struct op_batch *batch;
+    const struct attention_params *params;
     uint32_t layer;
-    uint32_t heads;
     uint32_t head_split; /* heads of one kv head go to this many pieces */
     uint32_t part_count;
     uint32_t vectors_max;    /* rows * heads of the largest piece */

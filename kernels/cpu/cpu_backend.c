@@ -4,43 +4,17 @@
 #include "common/base/assert.h"
 #include "common/base/limits.h"
 #include "kernels/cpu/cpu_attention.h"
-#include "kernels/cpu/cpu_loops.h"
-#include "kernels/cpu/cpu_weight.h"
-#include "kernels/cpu/pool.h"
+#include "kernels/cpu/cpu_parts.h"
 #include "kernels/ref/ref.h"
 
 #include <string.h>
 
-/* An op whose work is below this is not worth waking other threads for; about 2 us on one thread.
- * Work counts multiply-adds of a matmul; other ops weigh their elements as so many of those. */
+/* Work below this is not worth waking other threads for; about 2 us on one thread. */
 #define WORK_MIN_SHARED     (1u << 17)
-#define WORK_PER_EXP        64u
-#define WORK_PER_ELEMENT    16u
-#define TASKS_PER_THREAD    4u    /* of a matmul: a late thread costs a quarter of its share */
 #define ELEMENTS_PER_TASK   8192u /* of an op without rows */
 #define ATTENTION_MADD_WORK 4u    /* a multiply-add of attention against one of a matmul */
 
-/* Memory that grows to the largest call so far and is then reused. */
-struct scratch {
-    void *memory;
-    size_t size;
-};
-
-struct cpu_backend {
-    struct backend base; /* first */
-    struct cpu_loops loops;
-    struct pool *pool;
-    struct scratch quants;    /* activations of a Q8_0 matmul: q, scales, offsets */
-    struct scratch attention; /* one part for each thread */
-    struct scratch parts;
-};
-
-static struct cpu_backend *cpu(struct backend *base)
-{
-    return (struct cpu_backend *)(void *)base;
-}
-
-static enum odsi_err scratch_need(struct scratch *self, size_t size)
+enum odsi_err cpu_scratch_need(struct cpu_scratch *self, size_t size)
 {
     if (size <= self->size)
         return ODSI_OK;
@@ -52,14 +26,8 @@ static enum odsi_err scratch_need(struct scratch *self, size_t size)
     return err;
 }
 
-static size_t line_round(size_t size)
-{
-    return (size + ALLOC_ALIGNMENT - 1) / ALLOC_ALIGNMENT * ALLOC_ALIGNMENT;
-}
-
-/* Runs the tasks on the pool, or here when they are small. */
-static void share(struct cpu_backend *self, pool_task *task, void *context, uint64_t count,
-                  uint64_t work)
+void cpu_share(struct cpu_backend *self, pool_task *task, void *context, uint64_t count,
+               uint64_t work)
 {
     ODSI_ASSERT(count < POOL_TASKS_MAX);
     if (work >= WORK_MIN_SHARED) {
@@ -70,13 +38,14 @@ static void share(struct cpu_backend *self, pool_task *task, void *context, uint
         task(context, i, 0);
 }
 
-/* ---- memory and weights ---- */
+/* ---- memory ---- */
 
 static void cpu_close(struct backend *base)
 {
-    struct cpu_backend *self = cpu(base);
+    struct cpu_backend *self = cpu_of(base);
     pool_close(&self->pool);
     alloc_free(self->quants.memory);
+    alloc_free(self->experts.memory);
     alloc_free(self->attention.memory);
     alloc_free(self->parts.memory);
     alloc_free(self);
@@ -113,61 +82,6 @@ static enum odsi_err cpu_sync(struct backend *base)
     return ODSI_OK;
 }
 
-/* Ranges of weight groups, for packing and for matmul. */
-struct group_job {
-    const struct cpu_loops *loops;
-    struct weight *packed;
-    const void *source;
-    const struct cpu_matmul *matmul;
-    uint32_t group_count;
-    uint32_t task_count;
-};
-
-static uint32_t group_bound(const struct group_job *job, uint32_t index)
-{
-    return (uint32_t)((uint64_t)job->group_count * index / job->task_count);
-}
-
-static void group_split(struct group_job *job, const struct cpu_backend *self, uint32_t group_count)
-{
-    const uint32_t threads = pool_thread_count(self->pool);
-    const uint32_t wanted = threads > 1 ? threads * TASKS_PER_THREAD : 1;
-    job->loops = &self->loops;
-    job->group_count = group_count;
-    job->task_count = wanted < group_count ? wanted : group_count;
-}
-
-static void pack_task(void *context, uint32_t index, uint32_t thread)
-{
-    const struct group_job *job = context;
-    (void)thread;
-    cpu_weight_pack(job->packed, job->source, group_bound(job, index), group_bound(job, index + 1));
-}
-
-static enum odsi_err cpu_weight_load(struct backend *base, struct weight **out,
-                                     enum tensor_type type, const void *data, uint32_t rows,
-                                     uint32_t cols)
-{
-    struct cpu_backend *self = cpu(base);
-    ODSI_ASSERT(type == TENSOR_F32 || type == TENSOR_F16 || type == TENSOR_Q8_0);
-    ODSI_ASSERT(rows > 0 && cols > 0);
-    ODSI_ASSERT(type != TENSOR_Q8_0 || cols % OPS_BLOCK == 0);
-    enum odsi_err err =
-        cpu_weight_open(out, type, rows, cols, self->loops.group_rows, self->loops.quant_flip);
-    if (err != ODSI_OK)
-        return err;
-    struct group_job job = {.packed = *out, .source = data};
-    group_split(&job, self, (*out)->group_count);
-    share(self, pack_task, &job, job.task_count, (uint64_t)rows * cols);
-    return ODSI_OK;
-}
-
-static void cpu_weight_free(struct backend *base, struct weight *weight)
-{
-    (void)base;
-    cpu_weight_close(&weight);
-}
-
 /* ---- ops by row ---- */
 
 struct row_job {
@@ -182,17 +96,6 @@ struct row_job {
     int32_t *offsets;
 };
 
-static enum odsi_err cpu_embed(struct backend *base, float *out_dev, const struct weight *table,
-                               const uint32_t *tokens, uint32_t rows)
-{
-    (void)base;
-    for (uint32_t r = 0; r < rows; r++) {
-        ODSI_ASSERT(tokens[r] < table->rows);
-        cpu_weight_row(out_dev + (size_t)r * table->cols, table, tokens[r]);
-    }
-    return ODSI_OK;
-}
-
 static void rmsnorm_task(void *context, uint32_t index, uint32_t thread)
 {
     const struct row_job *job = context;
@@ -204,7 +107,7 @@ static void rmsnorm_task(void *context, uint32_t index, uint32_t thread)
 static enum odsi_err cpu_rmsnorm(struct backend *base, float *out_dev, const float *x_dev,
                                  const float *weight_dev, uint32_t rows, uint32_t cols, float eps)
 {
-    struct cpu_backend *self = cpu(base);
+    struct cpu_backend *self = cpu_of(base);
     ODSI_ASSERT(cols > 0);
     struct row_job job = {.loops = &self->loops,
                           .out = out_dev,
@@ -212,85 +115,21 @@ static enum odsi_err cpu_rmsnorm(struct backend *base, float *out_dev, const flo
                           .weight = weight_dev,
                           .cols = cols,
                           .eps = eps};
-    share(self, rmsnorm_task, &job, rows, (uint64_t)rows * cols * WORK_PER_ELEMENT);
+    cpu_share(self, rmsnorm_task, &job, rows, (uint64_t)rows * cols * CPU_WORK_PER_ELEMENT);
     return ODSI_OK;
 }
 
 static enum odsi_err cpu_rope(struct backend *base, float *x_dev, const struct rope_table *table,
                               const struct op_batch *batch, uint32_t heads, uint32_t head_dim)
 {
-    struct cpu_backend *self = cpu(base);
-    ODSI_ASSERT(head_dim == 2 * table->half_dim);
+    struct cpu_backend *self = cpu_of(base);
+    ODSI_ASSERT(2 * table->half_dim <= head_dim);
     for (uint32_t r = 0; r < batch->rows; r++) {
         ODSI_ASSERT(batch->position[r] < table->position_count);
         const size_t at = (size_t)batch->position[r] * table->half_dim;
         self->loops.rope(x_dev + (size_t)r * heads * head_dim, table->cos_dev + at,
-                         table->sin_dev + at, heads, head_dim);
+                         table->sin_dev + at, table->half_dim, table->style, heads, head_dim);
     }
-    return ODSI_OK;
-}
-
-/* ---- matmul ---- */
-
-static void quantize_task(void *context, uint32_t index, uint32_t thread)
-{
-    const struct row_job *job = context;
-    const size_t at = (size_t)index * job->cols;
-    const size_t block = (size_t)index * (job->cols / OPS_BLOCK);
-    (void)thread;
-    job->loops->quantize(job->q + at, job->scales + block, job->offsets + block, job->x + at,
-                         job->cols);
-}
-
-static enum odsi_err quantize(struct cpu_backend *self, struct cpu_matmul *job)
-{
-    const size_t count = (size_t)job->rows * job->weight->cols;
-    const size_t quants_size = line_round(count);
-    const size_t scales_size = line_round(count / OPS_BLOCK * sizeof(float));
-    enum odsi_err err = scratch_need(&self->quants, quants_size + 2 * scales_size);
-    if (err != ODSI_OK)
-        return err;
-    uint8_t *memory = self->quants.memory;
-    struct row_job rows = {.loops = &self->loops, .x = job->x, .cols = job->weight->cols};
-    rows.q = (int8_t *)memory;
-    rows.scales = (float *)(void *)(memory + quants_size);
-    rows.offsets = (int32_t *)(void *)(memory + quants_size + scales_size);
-    share(self, quantize_task, &rows, job->rows, (uint64_t)count * WORK_PER_ELEMENT);
-    job->q = rows.q;
-    job->scales = rows.scales;
-    job->offsets = rows.offsets;
-    return ODSI_OK;
-}
-
-static void matmul_task(void *context, uint32_t index, uint32_t thread)
-{
-    const struct group_job *job = context;
-    const uint32_t first = group_bound(job, index);
-    const uint32_t end = group_bound(job, index + 1);
-    (void)thread;
-    if (job->matmul->weight->type == TENSOR_F32)
-        job->loops->matmul_f32(job->matmul, first, end);
-    else if (job->matmul->weight->type == TENSOR_F16)
-        job->loops->matmul_f16(job->matmul, first, end);
-    else
-        job->loops->matmul_q8(job->matmul, first, end);
-}
-
-static enum odsi_err cpu_matmul(struct backend *base, float *out_dev, const struct weight *weight,
-                                const float *x_dev, uint32_t rows)
-{
-    struct cpu_backend *self = cpu(base);
-    struct cpu_matmul matmul = {.out = out_dev, .weight = weight, .x = x_dev, .rows = rows};
-    if (rows == 0)
-        return ODSI_OK;
-    if (weight->type == TENSOR_Q8_0) {
-        enum odsi_err err = quantize(self, &matmul);
-        if (err != ODSI_OK)
-            return err;
-    }
-    struct group_job job = {.matmul = &matmul};
-    group_split(&job, self, weight->group_count);
-    share(self, matmul_task, &job, job.task_count, (uint64_t)rows * weight->rows * weight->cols);
     return ODSI_OK;
 }
 
@@ -300,7 +139,7 @@ static enum odsi_err cpu_kv_write(struct backend *base, const struct kv_pool *po
                                   const struct op_batch *batch, const float *k_dev,
                                   const float *v_dev)
 {
-    struct cpu_backend *self = cpu(base);
+    struct cpu_backend *self = cpu_of(base);
     ODSI_ASSERT(layer < pool->layers);
     for (uint32_t r = 0; r < batch->rows; r++) {
         const uint32_t position = batch->position[r];
@@ -331,14 +170,19 @@ static void attention_task(void *context, uint32_t index, uint32_t thread)
     struct cpu_attention piece;
     cpu_attention_piece(&piece, job->plan, index);
     piece.scratch = job->scratch + thread * job->scratch_count;
-    job->loops->attention(&piece);
+    if (job->plan->params->window > 0 || job->plan->params->softcap > 0.0f)
+        job->loops->attention_any(&piece);
+    else
+        job->loops->attention(&piece);
 }
 
 static enum odsi_err cpu_attention(struct backend *base, float *out_dev, const float *q_dev,
                                    const struct kv_pool *pool, uint32_t layer,
-                                   const struct op_batch *batch, uint32_t heads)
+                                   const struct op_batch *batch,
+                                   const struct attention_params *params)
 {
-    struct cpu_backend *self = cpu(base);
+    struct cpu_backend *self = cpu_of(base);
+    const uint32_t heads = params->heads;
     ODSI_ASSERT(layer < pool->layers);
     ODSI_ASSERT(heads > 0 && heads % pool->kv_heads == 0);
     ODSI_ASSERT(pool->head_dim > 0 && pool->head_dim <= LIMIT_HEAD_DIM_MAX);
@@ -346,14 +190,15 @@ static enum odsi_err cpu_attention(struct backend *base, float *out_dev, const f
         return ODSI_OK;
     const uint32_t threads = pool_thread_count(self->pool);
     struct cpu_attention_plan plan = {
-        .out = out_dev, .q = q_dev, .pool = pool, .batch = batch, .layer = layer, .heads = heads};
-    enum odsi_err err = scratch_need(&self->parts, batch->rows * sizeof(struct cpu_attention_part));
+        .out = out_dev, .q = q_dev, .pool = pool, .batch = batch, .params = params, .layer = layer};
+    enum odsi_err err =
+        cpu_scratch_need(&self->parts, batch->rows * sizeof(struct cpu_attention_part));
     if (err != ODSI_OK)
         return err;
     cpu_attention_plan(&plan, self->parts.memory, threads);
     const size_t count =
         cpu_attention_scratch(plan.vectors_max, plan.position_count, pool->head_dim);
-    err = scratch_need(&self->attention, count * threads * sizeof(float));
+    err = cpu_scratch_need(&self->attention, count * threads * sizeof(float));
     if (err != ODSI_OK)
         return err;
     struct attention_job job = {.loops = &self->loops,
@@ -361,7 +206,8 @@ static enum odsi_err cpu_attention(struct backend *base, float *out_dev, const f
                                 .scratch = self->attention.memory,
                                 .scratch_count = count};
     const uint64_t work = (uint64_t)batch->rows * heads * plan.position_count * pool->head_dim;
-    share(self, attention_task, &job, cpu_attention_piece_count(&plan), work * ATTENTION_MADD_WORK);
+    cpu_share(self, attention_task, &job, cpu_attention_piece_count(&plan),
+              work * ATTENTION_MADD_WORK);
     return ODSI_OK;
 }
 
@@ -373,6 +219,7 @@ struct element_job {
     const float *a;
     const float *b;
     size_t count;
+    enum act_kind kind;
 };
 
 static size_t element_count(const struct element_job *job, uint32_t index)
@@ -381,12 +228,13 @@ static size_t element_count(const struct element_job *job, uint32_t index)
     return rest < ELEMENTS_PER_TASK ? rest : ELEMENTS_PER_TASK;
 }
 
-static void silu_mul_task(void *context, uint32_t index, uint32_t thread)
+static void act_mul_task(void *context, uint32_t index, uint32_t thread)
 {
     const struct element_job *job = context;
     const size_t at = (size_t)index * ELEMENTS_PER_TASK;
     (void)thread;
-    job->loops->silu_mul(job->out + at, job->a + at, job->b + at, element_count(job, index));
+    job->loops->act_mul(job->out + at, job->a + at, job->b + at, element_count(job, index),
+                        job->kind);
 }
 
 static void add_task(void *context, uint32_t index, uint32_t thread)
@@ -397,30 +245,74 @@ static void add_task(void *context, uint32_t index, uint32_t thread)
     job->loops->add(job->out + at, job->a + at, job->b + at, element_count(job, index));
 }
 
-static enum odsi_err cpu_silu_mul(struct backend *base, float *out_dev, const float *gate_dev,
-                                  const float *up_dev, size_t count)
+static enum odsi_err cpu_act_mul(struct backend *base, float *out_dev, const float *gate_dev,
+                                 const float *up_dev, size_t count, enum act_kind kind)
 {
-    struct cpu_backend *self = cpu(base);
-    struct element_job job = {&self->loops, out_dev, gate_dev, up_dev, count};
-    share(self, silu_mul_task, &job, (count + ELEMENTS_PER_TASK - 1) / ELEMENTS_PER_TASK,
-          (uint64_t)count * WORK_PER_EXP);
+    struct cpu_backend *self = cpu_of(base);
+    struct element_job job = {&self->loops, out_dev, gate_dev, up_dev, count, kind};
+    cpu_share(self, act_mul_task, &job, (count + ELEMENTS_PER_TASK - 1) / ELEMENTS_PER_TASK,
+              (uint64_t)count * CPU_WORK_PER_EXP);
     return ODSI_OK;
 }
 
 static enum odsi_err cpu_add(struct backend *base, float *out_dev, const float *a_dev,
                              const float *b_dev, size_t count)
 {
-    struct cpu_backend *self = cpu(base);
-    struct element_job job = {&self->loops, out_dev, a_dev, b_dev, count};
-    share(self, add_task, &job, (count + ELEMENTS_PER_TASK - 1) / ELEMENTS_PER_TASK,
-          (uint64_t)count * WORK_PER_ELEMENT);
+    struct cpu_backend *self = cpu_of(base);
+    struct element_job job = {&self->loops, out_dev, a_dev, b_dev, count, ACT_SILU};
+    cpu_share(self, add_task, &job, (count + ELEMENTS_PER_TASK - 1) / ELEMENTS_PER_TASK,
+              (uint64_t)count * CPU_WORK_PER_ELEMENT);
+    return ODSI_OK;
+}
+
+static enum odsi_err cpu_scale(struct backend *base, float *x_dev, size_t count, float factor)
+{
+    cpu_of(base)->loops.scale(x_dev, count, factor);
+    return ODSI_OK;
+}
+
+static enum odsi_err cpu_softcap(struct backend *base, float *x_dev, size_t count, float cap)
+{
+    ODSI_ASSERT(cap > 0.0f);
+    cpu_of(base)->loops.softcap(x_dev, count, cap);
+    return ODSI_OK;
+}
+
+static enum odsi_err cpu_add_bias(struct backend *base, float *x_dev, const float *bias_dev,
+                                  uint32_t rows, uint32_t cols)
+{
+    for (uint32_t r = 0; r < rows; r++)
+        cpu_of(base)->loops.add_bias(x_dev + (size_t)r * cols, bias_dev, cols);
+    return ODSI_OK;
+}
+
+/* ---- experts ---- */
+
+static enum odsi_err cpu_route(struct backend *base, uint32_t *ids_dev, float *weights_dev,
+                               const float *logits_dev, uint32_t rows, uint32_t experts,
+                               uint32_t used)
+{
+    ODSI_ASSERT(used > 0 && used <= experts);
+    for (uint32_t r = 0; r < rows; r++)
+        cpu_of(base)->loops.route(ids_dev + (size_t)r * used, weights_dev + (size_t)r * used,
+                                  logits_dev + (size_t)r * experts, experts, used);
+    return ODSI_OK;
+}
+
+static enum odsi_err cpu_combine(struct backend *base, float *out_dev, const float *y_dev,
+                                 const float *weights_dev, uint32_t rows, uint32_t used,
+                                 uint32_t cols)
+{
+    for (uint32_t r = 0; r < rows; r++)
+        cpu_of(base)->loops.combine(out_dev + (size_t)r * cols, y_dev + (size_t)r * used * cols,
+                                    weights_dev + (size_t)r * used, used, cols);
     return ODSI_OK;
 }
 
 static enum odsi_err cpu_all_finite(struct backend *base, int *out, const float *x_dev,
                                     size_t count)
 {
-    *out = cpu(base)->loops.all_finite(x_dev, count);
+    *out = cpu_of(base)->loops.all_finite(x_dev, count);
     return ODSI_OK;
 }
 
@@ -430,9 +322,12 @@ static enum odsi_err cpu_all_finite(struct backend *base, int *out, const float 
     {                                                                                              \
         .name = (level_name), .close = cpu_close, .mem_alloc = cpu_mem_alloc,                      \
         .mem_free = cpu_mem_free, .upload = cpu_upload, .download = cpu_download,                  \
-        .sync = cpu_sync, .weight_load = cpu_weight_load, .weight_free = cpu_weight_free,          \
-        .embed = cpu_embed, .rmsnorm = cpu_rmsnorm, .matmul = cpu_matmul, .rope = cpu_rope,        \
-        .kv_write = cpu_kv_write, .attention = cpu_attention, .silu_mul = cpu_silu_mul,            \
+        .sync = cpu_sync, .weight_open = cpu_matmul_weight_open,                                   \
+        .weight_fill = cpu_matmul_weight_fill, .weight_free = cpu_matmul_weight_free,              \
+        .embed = cpu_matmul_embed, .rmsnorm = cpu_rmsnorm, .matmul = cpu_matmul_run,               \
+        .matmul_experts = cpu_matmul_experts, .add_bias = cpu_add_bias, .rope = cpu_rope,          \
+        .kv_write = cpu_kv_write, .attention = cpu_attention, .act_mul = cpu_act_mul,              \
+        .scale = cpu_scale, .softcap = cpu_softcap, .route = cpu_route, .combine = cpu_combine,    \
         .add = cpu_add, .all_finite = cpu_all_finite                                               \
     }
 

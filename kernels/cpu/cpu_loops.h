@@ -16,8 +16,8 @@
 struct cpu_matmul {
     float *out;                  /* [T][R] */
     const struct weight *weight; /* [R][C] */
-    const float *x;              /* [T][C]; F32 and F16 */
-    const int8_t *q;             /* [T][C]; Q8_0: x quantized */
+    const float *x;              /* [T][C]; float types */
+    const int8_t *q;             /* [T][C]; quantized types: x quantized */
     const float *scales;         /* [T][C / 32] */
     const int32_t *offsets;      /* [T][C / 32]: -128 * sum of the block's q */
     uint32_t rows;               /* T */
@@ -31,7 +31,7 @@ struct cpu_attention {
     const uint32_t *page_table;
     const uint32_t *position; /* [rows] */
     uint32_t rows;
-    uint32_t heads; /* of the model */
+    const struct attention_params *params;
     uint32_t layer;
     uint32_t kv_head;
     uint32_t head_first;
@@ -51,11 +51,22 @@ struct cpu_loops {
     void (*quantize)(int8_t *q, float *scales, int32_t *offsets, const float *x, uint32_t cols);
     void (*matmul_f32)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
     void (*matmul_f16)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
+    void (*matmul_bf16)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
     void (*matmul_q8)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
-    void (*rope)(float *x, const float *cos, const float *sin, uint32_t heads, uint32_t head_dim);
+    void (*matmul_quant)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
+    void (*add_bias)(float *x, const float *bias, uint32_t cols);
+    void (*rope)(float *x, const float *cos, const float *sin, uint32_t half_dim,
+                 enum rope_style style, uint32_t heads, uint32_t head_dim);
     void (*kv_round)(uint16_t *to, const float *from, size_t count);
-    void (*attention)(const struct cpu_attention *job);
-    void (*silu_mul)(float *out, const float *gate, const float *up, size_t count);
+    void (*attention)(const struct cpu_attention *job); /* without softcap and window */
+    void (*attention_any)(const struct cpu_attention *job);
+    void (*act_mul)(float *out, const float *gate, const float *up, size_t count,
+                    enum act_kind kind);
+    void (*scale)(float *x, size_t count, float factor);
+    void (*softcap)(float *x, size_t count, float cap);
+    void (*route)(uint32_t *ids, float *weights, const float *logits, uint32_t experts,
+                  uint32_t used);
+    void (*combine)(float *out, const float *y, const float *weights, uint32_t used, uint32_t cols);
     void (*add)(float *out, const float *a, const float *b, size_t count);
     int (*all_finite)(const float *x, size_t count);
 };

@@ -1,7 +1,9 @@
 #include "kernels/cpu/cpu_weight.h"
 
 #include "common/base/alloc.h"
+#include "kernels/cpu/cpu_loops.h"
 #include "kernels/det.h"
+#include "kernels/quant.h"
 #include "kernels/ref/ref.h"
 
 #ifdef __linux__
@@ -11,8 +13,9 @@
 #define LARGE_PAGE_SIZE   ((uintptr_t)2 << 20)
 #endif
 
-#define QUAD       4u                 /* consecutive columns of a row that stay together */
-#define QUAD_COUNT (OPS_BLOCK / QUAD) /* of one block */
+#define Q8_BLOCK_SIZE 34u
+#define QUAD          4u                 /* consecutive columns of a row that stay together */
+#define QUAD_COUNT    (OPS_BLOCK / QUAD) /* of one block */
 
 /* Asks for large pages where the memory spans some: a decode reads all of it once per token, and
  * the walks through page tables would cost several percent of that. Only a wish; the answer
@@ -31,27 +34,40 @@ static void prefer_large_pages(void *memory, size_t size)
 #endif
 }
 
+/* Bytes of one group's data. */
+static size_t group_size(const struct weight *self)
+{
+    const int split = self->type == TENSOR_Q8_0 && self->group_rows > 1;
+    return self->group_rows * (split ? self->cols : quant_row_size(self->type, self->cols));
+}
+
+static size_t group_scales(const struct weight *self)
+{
+    return (size_t)self->group_rows * (self->cols / OPS_BLOCK);
+}
+
 enum odsi_err cpu_weight_open(struct weight **out, enum tensor_type type, uint32_t rows,
-                              uint32_t cols, uint32_t group_rows, uint8_t quant_flip)
+                              uint32_t cols, uint32_t matrix_count, const struct cpu_loops *loops)
 {
     *out = NULL;
     struct weight *self = NULL;
     enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
     if (err != ODSI_OK)
         return err;
+    const int packs = type == TENSOR_Q8_0 || !quant_is_quantized(type);
     self->type = type;
     self->rows = rows;
     self->cols = cols;
-    self->group_rows = group_rows;
-    self->group_count = (rows + group_rows - 1) / group_rows;
-    self->quant_flip = quant_flip;
-    const size_t padded_rows = (size_t)self->group_count * group_rows;
-    const int split = type == TENSOR_Q8_0 && group_rows > 1;
-    err = alloc_aligned(&self->data, padded_rows, split ? cols : ref_row_size(type, cols));
+    self->matrix_count = matrix_count;
+    self->group_rows = packs ? loops->group_rows : 1;
+    self->group_count = (rows + self->group_rows - 1) / self->group_rows;
+    self->quant_flip = loops->quant_flip;
+    const size_t groups = (size_t)self->group_count * matrix_count;
+    err = alloc_aligned(&self->data, groups, group_size(self));
     if (err == ODSI_OK)
-        prefer_large_pages(self->data, padded_rows * (split ? cols : ref_row_size(type, cols)));
-    if (err == ODSI_OK && split)
-        err = alloc_aligned(&self->scales, padded_rows, cols / OPS_BLOCK * sizeof *self->scales);
+        prefer_large_pages(self->data, groups * group_size(self));
+    if (err == ODSI_OK && type == TENSOR_Q8_0 && self->group_rows > 1)
+        err = alloc_aligned(&self->scales, groups, group_scales(self) * sizeof *self->scales);
     if (err != ODSI_OK) {
         cpu_weight_close(&self);
         return err;
@@ -90,7 +106,7 @@ static void pack_q8_row(struct weight *self, const uint8_t *row, uint32_t group,
     const uint32_t blocks = self->cols / OPS_BLOCK;
     const uint32_t flip = self->quant_flip * 0x01010101u;
     for (uint32_t b = 0; b < blocks; b++) {
-        const uint8_t *block = row + (size_t)b * REF_Q8_BLOCK_SIZE;
+        const uint8_t *block = row + (size_t)b * Q8_BLOCK_SIZE;
         const size_t index = (size_t)group * blocks + b;
         memcpy(&self->scales[index * self->group_rows + lane], block, sizeof *self->scales);
         uint32_t *to = (uint32_t *)self->data + index * QUAD_COUNT * self->group_rows + lane;
@@ -102,24 +118,31 @@ static void pack_q8_row(struct weight *self, const uint8_t *row, uint32_t group,
     }
 }
 
-void cpu_weight_pack(struct weight *self, const void *source, uint32_t group_first,
-                     uint32_t group_end)
+void cpu_weight_pack(struct weight *self, uint32_t row_first, const void *data, uint32_t rows)
 {
-    const size_t row_size = ref_row_size(self->type, self->cols);
-    for (uint32_t group = group_first; group < group_end; group++) {
-        for (uint32_t lane = 0; lane < self->group_rows; lane++) {
-            const uint32_t r = group * self->group_rows + lane;
-            if (r >= self->rows)
-                continue;
-            const uint8_t *row = (const uint8_t *)source + r * row_size;
-            if (self->group_rows == 1)
-                memcpy((uint8_t *)self->data + r * row_size, row, row_size);
-            else if (self->type == TENSOR_Q8_0)
-                pack_q8_row(self, row, group, lane);
-            else
-                pack_float_row(self, row, group, lane);
-        }
+    const size_t row_size = quant_row_size(self->type, self->cols);
+    for (uint32_t i = 0; i < rows; i++) {
+        const uint32_t r = row_first + i;
+        const uint32_t in_matrix = r % self->rows;
+        const uint32_t group = r / self->rows * self->group_count + in_matrix / self->group_rows;
+        const uint32_t lane = in_matrix % self->group_rows;
+        const uint8_t *row = (const uint8_t *)data + i * row_size;
+        if (self->group_rows == 1)
+            memcpy((uint8_t *)self->data + group * row_size, row, row_size);
+        else if (self->type == TENSOR_Q8_0)
+            pack_q8_row(self, row, group, lane);
+        else
+            pack_float_row(self, row, group, lane);
     }
+}
+
+void cpu_weight_matrix(struct weight *out, const struct weight *self, uint32_t matrix)
+{
+    const size_t group = (size_t)matrix * self->group_count;
+    *out = *self;
+    out->matrix_count = 1;
+    out->data = (uint8_t *)self->data + group * group_size(self);
+    out->scales = self->scales ? self->scales + group * group_scales(self) : NULL;
 }
 
 static void row_of_q8(float *out, const struct weight *self, uint32_t group, uint32_t lane)
@@ -131,14 +154,14 @@ static void row_of_q8(float *out, const struct weight *self, uint32_t group, uin
         const uint8_t *at =
             (const uint8_t *)self->data + (quad * self->group_rows + lane) * QUAD + c % QUAD;
         const float scale = det_f32_from_f16(self->scales[index * self->group_rows + lane]);
-        out[c] = scale * (float)(int8_t)(*at ^ self->quant_flip);
+        out[c] = det_fma(scale, (float)(int8_t)(*at ^ self->quant_flip), 0.0f);
     }
 }
 
 void cpu_weight_row(float *out, const struct weight *self, uint32_t row)
 {
     if (self->group_rows == 1) {
-        const size_t offset = row * ref_row_size(self->type, self->cols);
+        const size_t offset = row * quant_row_size(self->type, self->cols);
         ref_embed(out, self->type, (const uint8_t *)self->data + offset, self->cols);
         return;
     }
@@ -151,7 +174,10 @@ void cpu_weight_row(float *out, const struct weight *self, uint32_t row)
     }
     for (uint32_t c = 0; c < self->cols; c++) {
         const size_t index = first + (size_t)c * self->group_rows;
-        out[c] = self->type == TENSOR_F32 ? ((const float *)self->data)[index]
-                                          : det_f32_from_f16(((const uint16_t *)self->data)[index]);
+        const uint16_t half = self->type == TENSOR_F32 ? 0 : ((const uint16_t *)self->data)[index];
+        if (self->type == TENSOR_F32)
+            out[c] = ((const float *)self->data)[index];
+        else
+            out[c] = self->type == TENSOR_F16 ? det_f32_from_f16(half) : det_f32_from_bf16(half);
     }
 }

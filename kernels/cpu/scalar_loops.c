@@ -1,5 +1,6 @@
 /* The scalar loops: the reference, called piece by piece. */
 #include "kernels/cpu/cpu_loops.h"
+#include "kernels/quant.h"
 #include "kernels/ref/ref.h"
 
 static void quantize(int8_t *q, float *scales, int32_t *offsets, const float *x, uint32_t cols)
@@ -30,15 +31,28 @@ static void matmul_f16(const struct cpu_matmul *job, uint32_t group_first, uint3
     }
 }
 
-static void matmul_q8(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end)
+static void matmul_bf16(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end)
 {
     const uint32_t cols = job->weight->cols;
-    const uint32_t blocks = cols / OPS_BLOCK;
     for (uint32_t r = group_first; r < group_end; r++) {
-        const uint8_t *w = (const uint8_t *)job->weight->data + r * ref_row_size(TENSOR_Q8_0, cols);
+        const uint16_t *w = (const uint16_t *)job->weight->data + (size_t)r * cols;
         for (uint32_t t = 0; t < job->rows; t++)
             job->out[(size_t)t * job->weight->rows + r] =
-                ref_dot_q8(w, job->q + (size_t)t * cols, job->scales + (size_t)t * blocks, cols);
+                ref_dot_bf16(w, job->x + (size_t)t * cols, cols);
+    }
+}
+
+static void matmul_quant(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end)
+{
+    const struct weight *weight = job->weight;
+    const uint32_t cols = weight->cols;
+    const size_t row_size = quant_row_size(weight->type, cols);
+    for (uint32_t r = group_first; r < group_end; r++) {
+        const uint8_t *w = (const uint8_t *)weight->data + r * row_size;
+        for (uint32_t t = 0; t < job->rows; t++)
+            job->out[(size_t)t * weight->rows + r] =
+                ref_dot_quant(weight->type, w, job->q + (size_t)t * cols,
+                              job->scales + (size_t)t * (cols / OPS_BLOCK), cols);
     }
 }
 
@@ -47,9 +61,9 @@ static void attention(const struct cpu_attention *job)
     const size_t head_dim = job->pool->head_dim;
     for (uint32_t r = 0; r < job->rows; r++) {
         for (uint32_t h = job->head_first; h < job->head_first + job->head_count; h++) {
-            const size_t at = ((size_t)r * job->heads + h) * head_dim;
+            const size_t at = ((size_t)r * job->params->heads + h) * head_dim;
             ref_attention(job->out + at, job->q + at, job->pool, job->layer, job->kv_head,
-                          job->page_table, job->position[r], job->scratch);
+                          job->page_table, job->position[r], job->params, job->scratch);
         }
     }
 }
@@ -62,11 +76,19 @@ void scalar_loops_fill(struct cpu_loops *loops)
     loops->quantize = quantize;
     loops->matmul_f32 = matmul_f32;
     loops->matmul_f16 = matmul_f16;
-    loops->matmul_q8 = matmul_q8;
+    loops->matmul_bf16 = matmul_bf16;
+    loops->matmul_q8 = matmul_quant;
+    loops->matmul_quant = matmul_quant;
+    loops->add_bias = ref_add_bias;
     loops->rope = ref_rope;
     loops->kv_round = ref_kv_round;
     loops->attention = attention;
-    loops->silu_mul = ref_silu_mul;
+    loops->attention_any = attention;
+    loops->act_mul = ref_act_mul;
+    loops->scale = ref_scale;
+    loops->softcap = ref_softcap;
+    loops->route = ref_route;
+    loops->combine = ref_combine;
     loops->add = ref_add;
     loops->all_finite = ref_all_finite;
 }

@@ -1,10 +1,39 @@
 #include "kernels/det.h"
 #include "kernels/ref/ref.h"
 
-void ref_silu_mul(float *out, const float *gate, const float *up, size_t count)
+static float silu(float x)
+{
+    return x / (1.0f + det_exp(-x));
+}
+
+static float gelu_tanh(float x)
+{
+    const float inner = det_fma(DET_GELU_CUBE * x, x, 1.0f);
+    return (0.5f * x) * (1.0f + det_tanh((DET_GELU_SCALE * x) * inner));
+}
+
+void ref_act_mul(float *out, const float *gate, const float *up, size_t count, enum act_kind kind)
 {
     for (size_t i = 0; i < count; i++)
-        out[i] = (gate[i] / (1.0f + det_exp(-gate[i]))) * up[i];
+        out[i] = (kind == ACT_SILU ? silu(gate[i]) : gelu_tanh(gate[i])) * up[i];
+}
+
+void ref_scale(float *x, size_t count, float factor)
+{
+    for (size_t i = 0; i < count; i++)
+        x[i] = x[i] * factor;
+}
+
+void ref_softcap(float *x, size_t count, float cap)
+{
+    for (size_t i = 0; i < count; i++)
+        x[i] = det_softcap(x[i], cap);
+}
+
+void ref_add_bias(float *x, const float *bias, uint32_t cols)
+{
+    for (uint32_t c = 0; c < cols; c++)
+        x[c] = (x[c] + bias[c]) + 0.0f;
 }
 
 void ref_add(float *out, const float *a, const float *b, size_t count)

@@ -19,36 +19,54 @@ size_t ref_kv_offset(const struct kv_pool *pool, uint32_t page, uint32_t layer, 
     return index * KV_PAGE_TOKENS * pool->head_dim;
 }
 
+uint32_t ref_window_first(uint32_t position, uint32_t window)
+{
+    return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+/* scores[p] for p in [first, position]; returns the largest. */
+static float score(float *scores, const float *q, const struct kv_pool *pool, uint32_t layer,
+                   uint32_t kv_head, const uint32_t *page_table, uint32_t first, uint32_t position,
+                   const struct attention_params *params)
+{
+    float top = -det_from_bits(0x7f800000u);
+    for (uint32_t p = first; p <= position; p++) {
+        const size_t keys = ref_kv_offset(pool, page_table[p / KV_PAGE_TOKENS], layer, 0, kv_head);
+        const uint16_t *k = pool->pages_dev + keys + (size_t)(p % KV_PAGE_TOKENS) * pool->head_dim;
+        scores[p] = ref_dot_f16(k, q, pool->head_dim) * params->scale;
+        if (params->softcap > 0.0f)
+            scores[p] = det_softcap(scores[p], params->softcap);
+        top = scores[p] > top ? scores[p] : top;
+    }
+    return top;
+}
+
 void ref_attention(float *out, const float *q, const struct kv_pool *pool, uint32_t layer,
-                   uint32_t kv_head, const uint32_t *page_table, uint32_t position, float *scratch)
+                   uint32_t kv_head, const uint32_t *page_table, uint32_t position,
+                   const struct attention_params *params, float *scratch)
 {
     const uint32_t head_dim = pool->head_dim;
-    const float scale = 1.0f / det_sqrt((float)head_dim);
-    float top = -det_from_bits(0x7f800000u);
-    for (uint32_t p = 0; p <= position; p++) {
-        const size_t keys = ref_kv_offset(pool, page_table[p / KV_PAGE_TOKENS], layer, 0, kv_head);
-        const uint16_t *k = pool->pages_dev + keys + (size_t)(p % KV_PAGE_TOKENS) * head_dim;
-        scratch[p] = ref_dot_f16(k, q, head_dim) * scale;
-        top = scratch[p] > top ? scratch[p] : top;
-    }
-
+    const uint32_t first = ref_window_first(position, params->window);
+    const float top = score(scratch, q, pool, layer, kv_head, page_table, first, position, params);
     float total[HEAD_DIM_MAX] = {0};
     float total_weight = 0.0f;
-    for (uint32_t first = 0; first <= position; first += OPS_TILE_TOKENS) {
-        const uint32_t page = page_table[first / KV_PAGE_TOKENS];
-        const uint16_t *values = pool->pages_dev + ref_kv_offset(pool, page, layer, 1, kv_head);
-        float tile[HEAD_DIM_MAX] = {0};
-        float tile_weight = 0.0f;
-        for (uint32_t p = first; p <= position && p < first + OPS_TILE_TOKENS; p++) {
-            const uint16_t *v = values + (size_t)(p - first) * head_dim;
+    for (uint32_t tile = first / OPS_TILE_TOKENS; tile <= position / OPS_TILE_TOKENS; tile++) {
+        const uint16_t *values =
+            pool->pages_dev + ref_kv_offset(pool, page_table[tile], layer, 1, kv_head);
+        const uint32_t begin = tile * OPS_TILE_TOKENS;
+        float sum[HEAD_DIM_MAX] = {0};
+        float weight = 0.0f;
+        for (uint32_t p = begin < first ? first : begin;
+             p <= position && p < begin + OPS_TILE_TOKENS; p++) {
+            const uint16_t *v = values + (size_t)(p - begin) * head_dim;
             const float e = det_exp(scratch[p] - top);
-            tile_weight += e;
+            weight += e;
             for (uint32_t c = 0; c < head_dim; c++)
-                tile[c] = det_fma(e, det_f32_from_f16(v[c]), tile[c]);
+                sum[c] = det_fma(e, det_f32_from_f16(v[c]), sum[c]);
         }
-        total_weight += tile_weight;
+        total_weight += weight;
         for (uint32_t c = 0; c < head_dim; c++)
-            total[c] += tile[c];
+            total[c] += sum[c];
     }
     for (uint32_t c = 0; c < head_dim; c++)
         out[c] = total[c] / total_weight;

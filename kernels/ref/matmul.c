@@ -1,4 +1,5 @@
 #include "kernels/det.h"
+#include "kernels/quant.h"
 #include "kernels/ref/ref.h"
 
 /* Below this an activation block counts as zero, so that 127 / amax cannot overflow. */
@@ -59,20 +60,46 @@ float ref_dot_f16(const uint16_t *w, const float *x, uint32_t cols)
     return result;
 }
 
-float ref_dot_q8(const uint8_t *w, const int8_t *q, const float *scales, uint32_t cols)
+float ref_dot_bf16(const uint16_t *w, const float *x, uint32_t cols)
+{
+    float result = 0.0f;
+    for (uint32_t strand = 0, c = 0; strand < OPS_STRANDS; strand++) {
+        float sum = 0.0f;
+        for (; c < strand_end(strand, cols); c++)
+            sum = det_fma(det_f32_from_bf16(w[c]), x[c], sum);
+        result += sum;
+    }
+    return result;
+}
+
+/* One block of 32 columns, whose activations have the scale d. */
+static float add_block(float sum, const struct quant_group *w, const int8_t *q, float d)
+{
+    for (uint32_t first = 0, g = 0; first < OPS_BLOCK; first += w->group_cols, g++) {
+        int32_t products = 0;
+        int32_t total = 0;
+        for (uint32_t i = first; i < first + w->group_cols; i++) {
+            products += (int32_t)w->q[i] * q[i];
+            total += q[i];
+        }
+        sum = det_fma((float)products, w->scale[g] * d, sum);
+        if (w->has_min)
+            sum = det_fma(w->min[g], (float)total * d, sum);
+    }
+    return sum;
+}
+
+float ref_dot_quant(enum tensor_type type, const void *w, const int8_t *q, const float *scales,
+                    uint32_t cols)
 {
     const uint32_t blocks = cols / OPS_BLOCK;
     float result = 0.0f;
     for (uint32_t strand = 0, b = 0; strand < OPS_STRANDS; strand++) {
         float sum = 0.0f;
         for (; b < strand_end(strand, blocks); b++) {
-            const uint8_t *block = w + (size_t)b * REF_Q8_BLOCK_SIZE;
-            uint16_t scale;
-            memcpy(&scale, block, sizeof scale);
-            int32_t products = 0;
-            for (uint32_t i = 0; i < OPS_BLOCK; i++)
-                products += (int32_t)(int8_t)block[2 + i] * q[b * OPS_BLOCK + i];
-            sum = det_fma((float)products, det_f32_from_f16(scale) * scales[b], sum);
+            struct quant_group group;
+            quant_read(&group, type, w, b);
+            sum = add_block(sum, &group, q + (size_t)b * OPS_BLOCK, scales[b]);
         }
         result += sum;
     }

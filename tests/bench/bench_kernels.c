@@ -11,7 +11,7 @@
 #include "common/crypto/digest.h"
 #include "kernels/backend.h"
 #include "kernels/det.h"
-#include "kernels/ref/ref.h"
+#include "kernels/quant.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -88,7 +88,7 @@ static void matrix_fill(uint8_t *matrix, enum tensor_type type, size_t count)
     } else {
         for (size_t b = 0; b < count / OPS_BLOCK; b++) {
             const uint16_t scale = det_f16_from_f32(0.01f);
-            uint8_t *block = matrix + b * REF_Q8_BLOCK_SIZE;
+            uint8_t *block = matrix + b * 34;
             memcpy(block, &scale, sizeof scale);
             for (uint32_t i = 0; i < OPS_BLOCK; i += 8) {
                 const uint64_t bytes = random_next(&state);
@@ -159,7 +159,7 @@ static void digest_text(char out[DIGEST_HEX_SIZE], const void *data, size_t size
 static void bench_shape(const struct options *options, struct backend *backend,
                         const struct shape *shape)
 {
-    const size_t weight_size = shape->weight_rows * ref_row_size(shape->type, shape->cols);
+    const size_t weight_size = shape->weight_rows * quant_row_size(shape->type, shape->cols);
     const size_t out_count = (size_t)shape->rows * shape->weight_rows;
     uint8_t *source = memory_of(weight_size);
     float *x = memory_of((size_t)shape->rows * shape->cols * sizeof *x);
@@ -169,8 +169,9 @@ static void bench_shape(const struct options *options, struct backend *backend,
     matrix_fill(source, shape->type, (size_t)shape->weight_rows * shape->cols);
     for (size_t i = 0; i < (size_t)shape->rows * shape->cols; i++)
         x[i] = random_float(&state);
-    if (backend->ops->weight_load(backend, &weight, shape->type, source, shape->weight_rows,
-                                  shape->cols) != ODSI_OK)
+    if (backend->ops->weight_open(backend, &weight, shape->type, shape->weight_rows, shape->cols,
+                                  1) != ODSI_OK ||
+        backend->ops->weight_fill(backend, weight, 0, source, shape->weight_rows) != ODSI_OK)
         die();
     alloc_free(source);
 
@@ -227,11 +228,12 @@ static void bench_attention(const struct options *options, struct backend *backe
         tables[r] = table;
     }
     const struct op_batch batch = {.rows = rows, .position = position, .page_table = tables};
+    const struct attention_params params = {.heads = ATTENTION_HEADS, .scale = 0.125f};
     const uint64_t end_us = clock_monotonic_us() + (uint64_t)((double)options->seconds * 1e6);
     uint64_t best_us = UINT64_MAX;
     for (uint32_t run = 0; run < RUNS_MIN || clock_monotonic_us() < end_us; run++) {
         const uint64_t start_us = clock_monotonic_us();
-        if (backend->ops->attention(backend, out, q, &pool, 0, &batch, ATTENTION_HEADS) != ODSI_OK)
+        if (backend->ops->attention(backend, out, q, &pool, 0, &batch, &params) != ODSI_OK)
             die();
         const uint64_t took_us = clock_monotonic_us() - start_us;
         best_us = took_us < best_us ? took_us : best_us;

@@ -16,6 +16,7 @@
 
 struct attention_case {
     struct kv_pool pool;
+    struct attention_params params;
     uint32_t heads;
     uint32_t layer;
     struct op_batch batch;
@@ -97,6 +98,12 @@ static void attention_case_open(struct attention_case *self, struct rng *rng, ui
     self->pool.kv_heads = kv_heads;
     self->pool.head_dim = head_dim;
     self->heads = kv_heads * group;
+    self->params.heads = self->heads;
+    self->params.scale = 1.0f / det_sqrt((float)head_dim);
+    if (rng_range(rng, 0, 2) == 0)
+        self->params.window = rng_range(rng, 1, positions_max);
+    if (rng_range(rng, 0, 2) == 0)
+        self->params.softcap = 5.0f;
     self->layer = rng_range(rng, 0, 1);
     self->page_count = (size_t)self->pool.page_count * 2 * 2 * kv_heads * KV_PAGE_TOKENS * head_dim;
     self->pool.pages_dev = test_memory(self->page_count * sizeof(uint16_t));
@@ -134,7 +141,7 @@ static void attention_reference(struct attention_case *self)
             const size_t at = ((size_t)r * self->heads + h) * head_dim;
             ref_attention(self->want + at, self->q + at, &self->pool, self->layer,
                           h / (self->heads / self->pool.kv_heads), self->page_table[r],
-                          self->position[r], self->scratch);
+                          self->position[r], &self->params, self->scratch);
         }
 }
 
@@ -143,7 +150,7 @@ static void attention_check(struct backend *backend, void *context)
     struct attention_case *self = context;
     memset(self->got, 0x55, self->count * sizeof(float));
     cr_assert_eq(backend->ops->attention(backend, self->got, self->q, &self->pool, self->layer,
-                                         &self->batch, self->heads),
+                                         &self->batch, &self->params),
                  ODSI_OK);
     cr_expect(same_bits(backend, self->what, self->want, self->got, self->count, self->seed));
 }
@@ -272,7 +279,8 @@ static void rope_check(struct backend *backend, void *context)
     for (uint32_t r = 0; r < self->batch.rows; r++) {
         const size_t at = (size_t)self->position[r] * self->table.half_dim;
         ref_rope(self->want + (size_t)r * self->heads * head_dim, self->table.cos_dev + at,
-                 self->table.sin_dev + at, self->heads, head_dim);
+                 self->table.sin_dev + at, self->table.half_dim, self->table.style, self->heads,
+                 head_dim);
     }
     cr_assert_eq(
         backend->ops->rope(backend, self->got, &self->table, &self->batch, self->heads, head_dim),
@@ -288,8 +296,11 @@ Test(rope, equals_the_reference)
         const uint32_t half_dim = rng_range(&rng, 1, 70);
         float *cos = test_memory((size_t)200 * half_dim * sizeof(float));
         float *sin = test_memory((size_t)200 * half_dim * sizeof(float));
-        rope_table_fill(cos, sin, 200, half_dim, 10000.0);
-        test.table = (struct rope_table){cos, sin, 200, half_dim};
+        double *frequency = test_memory(half_dim * sizeof *frequency);
+        rope_table_frequencies(frequency, half_dim, 10000.0, 1.0, NULL);
+        rope_table_fill(cos, sin, 200, half_dim, frequency, 1.0);
+        alloc_free(frequency);
+        test.table = (struct rope_table){cos, sin, 200, half_dim, ROPE_PAIRS};
         test.batch = (struct op_batch){.rows = rng_range(&rng, 1, 9), .position = test.position};
         for (uint32_t r = 0; r < test.batch.rows; r++)
             test.position[r] = rng_range(&rng, 0, 199);

@@ -97,16 +97,19 @@ static enum odsi_err use_backend(const char *name)
     const uint32_t *tables[1] = {table};
     const struct op_batch batch = {.rows = 1, .position = position, .page_table = tables};
     const struct kv_pool pool = {page, 1, 1, 1, 8};
+    const struct attention_params params = {.heads = 1, .scale = 1.0f};
     memset(source, 0, sizeof source);
     enum odsi_err err = backend_open(&backend, &config);
     if (err == ODSI_OK)
         err = backend->ops->mem_alloc(backend, &memory, 100);
     if (err == ODSI_OK)
-        err = backend->ops->weight_load(backend, &weight, TENSOR_Q8_0, source, 24, 64);
+        err = backend->ops->weight_open(backend, &weight, TENSOR_Q8_0, 24, 64, 1);
+    if (err == ODSI_OK)
+        err = backend->ops->weight_fill(backend, weight, 0, source, 24);
     if (err == ODSI_OK)
         err = backend->ops->matmul(backend, out, weight, x, 1);
     if (err == ODSI_OK)
-        err = backend->ops->attention(backend, out, q, &pool, 0, &batch, 1);
+        err = backend->ops->attention(backend, out, q, &pool, 0, &batch, &params);
     if (backend) {
         if (weight)
             backend->ops->weight_free(backend, weight);

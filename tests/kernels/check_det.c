@@ -185,7 +185,9 @@ Test(rope_table, holds_rounded_sines_and_cosines)
         const uint32_t positions = 5000;
         float *cos_table = test_memory((size_t)positions * half_dim * sizeof(float));
         float *sin_table = test_memory((size_t)positions * half_dim * sizeof(float));
-        rope_table_fill(cos_table, sin_table, positions, half_dim, 10000.0);
+        double frequency[64];
+        rope_table_frequencies(frequency, half_dim, 10000.0, 1.0, NULL);
+        rope_table_fill(cos_table, sin_table, positions, half_dim, frequency, 1.0);
         for (uint32_t p = 0; p < positions; p++)
             for (uint32_t i = 0; i < half_dim; i++) {
                 const size_t at = (size_t)p * half_dim + i;
@@ -207,7 +209,10 @@ Test(rope_table, has_the_bits_of_numerics_version_1)
     const uint32_t positions = 4096;
     const uint32_t half_dim = 32;
     float *tables = test_memory((size_t)2 * positions * half_dim * sizeof(float));
-    rope_table_fill(tables, tables + (size_t)positions * half_dim, positions, half_dim, 10000.0);
+    double frequency[32];
+    rope_table_frequencies(frequency, half_dim, 10000.0, 1.0, NULL);
+    rope_table_fill(tables, tables + (size_t)positions * half_dim, positions, half_dim, frequency,
+                    1.0);
     uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a over the bit patterns */
     for (size_t i = 0; i < (size_t)2 * positions * half_dim; i++)
         hash = (hash ^ det_bits(tables[i])) * 0x100000001b3u;

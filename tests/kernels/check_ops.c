@@ -1,6 +1,7 @@
 /* Every op of every backend against kernels/ref, bit for bit. */
 #include "common/base/alloc.h"
 #include "kernels/det.h"
+#include "kernels/quant.h"
 #include "kernels/ref/ref.h"
 #include "tests/kernels/kernel_fixture.h"
 
@@ -27,7 +28,7 @@ struct matmul_case {
 
 static void matmul_reference(struct matmul_case *self)
 {
-    const size_t row_size = ref_row_size(self->type, self->cols);
+    const size_t row_size = quant_row_size(self->type, self->cols);
     int8_t *q = test_memory(self->cols);
     float *scales = test_memory((self->cols / OPS_BLOCK + 1) * sizeof *scales);
     for (uint32_t t = 0; t < self->rows; t++) {
@@ -42,7 +43,7 @@ static void matmul_reference(struct matmul_case *self)
             else if (self->type == TENSOR_F16)
                 *to = ref_dot_f16(w, x, self->cols);
             else
-                *to = ref_dot_q8(w, q, scales, self->cols);
+                *to = ref_dot_quant(self->type, w, q, scales, self->cols);
         }
     }
     alloc_free(scales);
@@ -54,9 +55,7 @@ static void matmul_check(struct backend *backend, void *context)
     struct matmul_case *self = context;
     const size_t count = (size_t)self->rows * self->weight_rows;
     struct weight *weight = NULL;
-    cr_assert_eq(backend->ops->weight_load(backend, &weight, self->type, self->source,
-                                           self->weight_rows, self->cols),
-                 ODSI_OK);
+    weight = test_weight(backend, self->type, self->source, self->weight_rows, self->cols);
     memset(self->got, 0x55, count * sizeof *self->got);
     cr_assert_eq(backend->ops->matmul(backend, self->got, weight, self->x, self->rows), ODSI_OK);
     cr_assert_eq(backend->ops->sync(backend), ODSI_OK);
@@ -146,10 +145,10 @@ Test(matmul, gives_a_non_finite_row_for_a_non_finite_input)
         x[rng_range(&rng, 0, 63)] = det_from_bits(bad[i]);
         int8_t q[64];
         float scales[2];
-        uint8_t w[2 * REF_Q8_BLOCK_SIZE];
+        uint8_t w[2 * 34];
         fill_q8(&rng, w, 2, CONTENT_PLAIN);
         ref_quantize(q, scales, x, 64);
-        cr_expect(!det_finite(ref_dot_q8(w, q, scales, 64)));
+        cr_expect(!det_finite(ref_dot_quant(TENSOR_Q8_0, w, q, scales, 64)));
         float zeros[64] = {0};
         cr_expect(!det_finite(ref_dot_f32(zeros, x, 64)));
     }
@@ -164,11 +163,9 @@ static void embed_check(struct backend *backend, void *context)
 {
     struct embed_case *self = context;
     struct matmul_case *matrix = &self->matrix;
-    const size_t row_size = ref_row_size(matrix->type, matrix->cols);
+    const size_t row_size = quant_row_size(matrix->type, matrix->cols);
     struct weight *weight = NULL;
-    cr_assert_eq(backend->ops->weight_load(backend, &weight, matrix->type, matrix->source,
-                                           matrix->weight_rows, matrix->cols),
-                 ODSI_OK);
+    weight = test_weight(backend, matrix->type, matrix->source, matrix->weight_rows, matrix->cols);
     for (uint32_t i = 0; i < 5; i++)
         ref_embed(matrix->want + (size_t)i * matrix->cols, matrix->type,
                   (const uint8_t *)matrix->source + self->tokens[i] * row_size, matrix->cols);
@@ -256,16 +253,17 @@ static void rmsnorm_check(struct backend *backend, void *context)
         same_bits(backend, "rmsnorm in place", self->want, self->got, self->count, self->seed));
 }
 
-static void silu_mul_check(struct backend *backend, void *context)
+static void act_mul_check(struct backend *backend, void *context)
 {
     struct vector_case *self = context;
-    ref_silu_mul(self->want, self->a, self->b, self->count);
-    cr_assert_eq(backend->ops->silu_mul(backend, self->got, self->a, self->b, self->count),
+    ref_act_mul(self->want, self->a, self->b, self->count, ACT_SILU);
+    cr_assert_eq(backend->ops->act_mul(backend, self->got, self->a, self->b, self->count, ACT_SILU),
                  ODSI_OK);
     cr_expect(same_bits(backend, "silu_mul", self->want, self->got, self->count, self->seed));
     memcpy(self->got, self->b, self->count * sizeof(float));
-    cr_assert_eq(backend->ops->silu_mul(backend, self->got, self->a, self->got, self->count),
-                 ODSI_OK);
+    cr_assert_eq(
+        backend->ops->act_mul(backend, self->got, self->a, self->got, self->count, ACT_SILU),
+        ODSI_OK);
     cr_expect(
         same_bits(backend, "silu_mul in place", self->want, self->got, self->count, self->seed));
 }
@@ -327,7 +325,7 @@ Test(rmsnorm, gives_nan_when_the_mean_is_not_finite)
 
 Test(silu_mul, equals_the_reference)
 {
-    vector_try("silu_mul", silu_mul_check);
+    vector_try("silu_mul", act_mul_check);
 }
 
 /* Goal: the vector exponential is det_exp for every kind of argument. How: a walk through all bit
@@ -341,7 +339,7 @@ Test(silu_mul, has_the_exponential_of_det_h_over_all_bit_patterns)
         test.a[i] = det_from_bits(i * 16381u + i % 13u);
         test.b[i] = 1.0f;
     }
-    for_each_backend(silu_mul_check, &test);
+    for_each_backend(act_mul_check, &test);
     vector_case_close(&test);
 }
 

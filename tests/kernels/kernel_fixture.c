@@ -3,6 +3,7 @@
 #include "common/base/alloc.h"
 #include "common/base/clock.h"
 #include "kernels/det.h"
+#include "kernels/quant.h"
 #include "kernels/ref/ref.h"
 
 #include <criterion/criterion.h>
@@ -100,7 +101,7 @@ void fill_f16(struct rng *rng, uint16_t *out, size_t count, enum content content
 void fill_q8(struct rng *rng, uint8_t *out, size_t block_count, enum content content)
 {
     for (size_t b = 0; b < block_count; b++) {
-        uint8_t *block = out + b * REF_Q8_BLOCK_SIZE;
+        uint8_t *block = out + b * 34;
         uint16_t scale;
         fill_f16(rng, &scale, 1, content);
         memcpy(block, &scale, sizeof scale);
@@ -120,7 +121,7 @@ void *test_memory(size_t size)
 void *test_matrix(struct rng *rng, enum tensor_type type, uint32_t rows, uint32_t cols,
                   enum content content)
 {
-    void *matrix = test_memory(rows * ref_row_size(type, cols));
+    void *matrix = test_memory(rows * quant_row_size(type, cols));
     if (type == TENSOR_F32)
         fill_f32(rng, matrix, (size_t)rows * cols, content);
     else if (type == TENSOR_F16)
@@ -160,4 +161,13 @@ int same_bits(const struct backend *backend, const char *what, const float *want
         return 0;
     }
     return 1;
+}
+
+struct weight *test_weight(struct backend *backend, enum tensor_type type, const void *source,
+                           uint32_t rows, uint32_t cols)
+{
+    struct weight *weight = NULL;
+    cr_assert_eq(backend->ops->weight_open(backend, &weight, type, rows, cols, 1), ODSI_OK);
+    cr_assert_eq(backend->ops->weight_fill(backend, weight, 0, source, rows), ODSI_OK);
+    return weight;
 }

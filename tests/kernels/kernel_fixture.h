@@ -41,6 +41,10 @@ void *test_memory(size_t size);
 void *test_matrix(struct rng *rng, enum tensor_type type, uint32_t rows, uint32_t cols,
                   enum content content);
 
+/* The matrix on the backend; ends the test when there is no memory. */
+struct weight *test_weight(struct backend *backend, enum tensor_type type, const void *source,
+                           uint32_t rows, uint32_t cols);
+
 /* Calls check for every backend of this machine with 1, 2 and 3 threads. */
 void for_each_backend(void (*check)(struct backend *backend, void *context), void *context);
 

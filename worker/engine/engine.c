@@ -3,32 +3,19 @@
 #include "common/base/alloc.h"
 #include "common/base/assert.h"
 #include "common/base/limits.h"
+#include "worker/engine/forward.h"
 #include "worker/engine/kv_cache.h"
 
 #include <string.h>
 
 #define BATCH_STEPS_DEFAULT 64u
 
-/* Row-major scratch for one batch, on the backend: [batch_tokens_max][...]. */
-struct scratch {
-    float *x;      /* [dim] residual stream */
-    float *normed; /* [dim] */
-    float *q;      /* [heads * head_dim] */
-    float *k;      /* [kv_heads * head_dim] */
-    float *v;      /* [kv_heads * head_dim] */
-    float *heads;  /* [heads * head_dim] attention output */
-    float *delta;  /* [dim] what a block adds to the stream */
-    float *gate;   /* [ffn] */
-    float *up;     /* [ffn] */
-    float *logits; /* [batch_steps_max][vocab] */
-};
-
 struct engine {
     const struct model_span *span;
     const struct model_params *params;
     struct backend *backend;
     struct kv_cache *cache;
-    struct scratch dev;
+    struct forward *forward;
     uint32_t batch_tokens_max;
     uint32_t batch_steps_max;
     uint32_t *tokens;             /* [batch_tokens_max] */
@@ -50,44 +37,6 @@ struct engine_session {
 };
 
 /* ---- opening and closing -------------------------------------------------------------------- */
-
-static enum odsi_err take_floats(struct engine *self, float **out_dev, uint64_t rows, uint64_t cols)
-{
-    if (cols == 0)
-        return ODSI_OK;
-    return self->backend->ops->mem_alloc(self->backend, (void **)out_dev,
-                                         rows * cols * sizeof(float));
-}
-
-static enum odsi_err take_scratch(struct engine *self)
-{
-    const struct model_params *p = self->params;
-    const uint64_t rows = self->batch_tokens_max;
-    const uint64_t q_cols = (uint64_t)p->head_count * p->head_dim;
-    const uint64_t kv_cols = (uint64_t)p->kv_head_count * p->head_dim;
-    const struct {
-        float **out_dev;
-        uint64_t rows, cols;
-    } wanted[] = {
-        {&self->dev.x, rows, p->dim},
-        {&self->dev.normed, rows, p->dim},
-        {&self->dev.q, rows, q_cols},
-        {&self->dev.k, rows, kv_cols},
-        {&self->dev.v, rows, kv_cols},
-        {&self->dev.heads, rows, q_cols},
-        {&self->dev.delta, rows, p->dim},
-        {&self->dev.gate, rows, p->ffn_dim},
-        {&self->dev.up, rows, p->ffn_dim},
-        {&self->dev.logits, self->batch_steps_max, self->span->output ? p->vocab_size : 0},
-    };
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
-        const enum odsi_err err =
-            take_floats(self, wanted[i].out_dev, wanted[i].rows, wanted[i].cols);
-        if (err != ODSI_OK)
-            return err;
-    }
-    return ODSI_OK;
-}
 
 static enum odsi_err take_cache(struct engine *self, uint64_t kv_size)
 {
@@ -122,7 +71,7 @@ enum odsi_err engine_open(struct engine **out, const struct model_span *span,
     if (err == ODSI_OK)
         err = alloc_zeroed(&self->page_tables, self->batch_tokens_max, sizeof *self->page_tables);
     if (err == ODSI_OK)
-        err = take_scratch(self);
+        err = forward_open(&self->forward, span, self->batch_tokens_max, self->batch_steps_max);
     if (err == ODSI_OK)
         err = take_cache(self, config->kv_size);
     if (err != ODSI_OK) {
@@ -139,12 +88,7 @@ void engine_close(struct engine **self_pointer)
     if (!self)
         return;
     ODSI_ASSERT(self->session_count == 0);
-    float *const taken[] = {self->dev.x,  self->dev.normed, self->dev.q,     self->dev.k,
-                            self->dev.v,  self->dev.heads,  self->dev.delta, self->dev.gate,
-                            self->dev.up, self->dev.logits};
-    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++)
-        if (taken[i])
-            self->backend->ops->mem_free(self->backend, taken[i]);
+    forward_close(&self->forward);
     kv_cache_close(&self->cache);
     alloc_free(self->tokens);
     alloc_free(self->positions);
@@ -163,9 +107,9 @@ enum odsi_err engine_session_open(struct engine_session **out, struct engine *en
     if (layer_first >= layer_end || layer_first < span->layer_first || layer_end > span->layer_end)
         return odsi_fail(ODSI_ERR_RANGE, "layers %u-%u: this worker holds %u-%u", layer_first,
                          layer_end - 1, span->layer_first, span->layer_end - 1);
-    if (token_limit == 0 || token_limit > span->rope.position_count)
+    if (token_limit == 0 || token_limit > span->position_count)
         return odsi_fail(ODSI_ERR_RANGE, "a session of %u positions: this model has 1 to %u",
-                         token_limit, span->rope.position_count);
+                         token_limit, span->position_count);
     enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
     if (err != ODSI_OK)
         return err;
@@ -236,6 +180,7 @@ static enum odsi_err load_rows(struct engine *self, struct engine_step *steps, u
 {
     const struct backend_ops *ops = self->backend->ops;
     const uint32_t dim = self->params->dim;
+    float *x = forward_x_dev(self->forward);
     uint32_t row = 0;
     for (uint32_t i = 0; i < step_count; i++) {
         const struct engine_session *session = steps[i].session;
@@ -250,7 +195,7 @@ static enum odsi_err load_rows(struct engine *self, struct engine_step *steps, u
             }
         } else {
             const enum odsi_err err =
-                ops->upload(self->backend, self->dev.x + (size_t)row * dim, steps[i].input,
+                ops->upload(self->backend, x + (size_t)row * dim, steps[i].input,
                             (size_t)steps[i].token_count * dim * sizeof(float));
             if (err != ODSI_OK)
                 return err;
@@ -261,62 +206,8 @@ static enum odsi_err load_rows(struct engine *self, struct engine_step *steps, u
     batch->position = self->positions;
     batch->page_table = self->page_tables;
     if (steps[0].session->layer_first == 0)
-        return ops->embed(self->backend, self->dev.x, self->span->embed, self->tokens, row);
+        return forward_embed(self->forward, self->tokens, row);
     return ODSI_OK;
-}
-
-static enum odsi_err run_attention(struct engine *self, const struct model_layer *layer,
-                                   uint32_t layer_index, const struct op_batch *batch)
-{
-    struct backend *backend = self->backend;
-    const struct backend_ops *ops = backend->ops;
-    const struct model_params *p = self->params;
-    const struct kv_pool *pool = kv_cache_pool(self->cache);
-    const struct rope_table *rope = &self->span->rope;
-    const uint32_t rows = batch->rows;
-    enum odsi_err err = ops->rmsnorm(backend, self->dev.normed, self->dev.x, layer->attn_norm_dev,
-                                     rows, p->dim, p->rms_eps);
-    if (err == ODSI_OK)
-        err = ops->matmul(backend, self->dev.q, layer->wq, self->dev.normed, rows);
-    if (err == ODSI_OK)
-        err = ops->matmul(backend, self->dev.k, layer->wk, self->dev.normed, rows);
-    if (err == ODSI_OK)
-        err = ops->matmul(backend, self->dev.v, layer->wv, self->dev.normed, rows);
-    if (err == ODSI_OK)
-        err = ops->rope(backend, self->dev.q, rope, batch, p->head_count, p->head_dim);
-    if (err == ODSI_OK)
-        err = ops->rope(backend, self->dev.k, rope, batch, p->kv_head_count, p->head_dim);
-    if (err == ODSI_OK)
-        err = ops->kv_write(backend, pool, layer_index, batch, self->dev.k, self->dev.v);
-    if (err == ODSI_OK)
-        err = ops->attention(backend, self->dev.heads, self->dev.q, pool, layer_index, batch,
-                             p->head_count);
-    if (err == ODSI_OK)
-        err = ops->matmul(backend, self->dev.delta, layer->wo, self->dev.heads, rows);
-    if (err == ODSI_OK)
-        err = ops->add(backend, self->dev.x, self->dev.x, self->dev.delta, (size_t)rows * p->dim);
-    return err;
-}
-
-static enum odsi_err run_ffn(struct engine *self, const struct model_layer *layer, uint32_t rows)
-{
-    struct backend *backend = self->backend;
-    const struct backend_ops *ops = backend->ops;
-    const struct model_params *p = self->params;
-    enum odsi_err err = ops->rmsnorm(backend, self->dev.normed, self->dev.x, layer->ffn_norm_dev,
-                                     rows, p->dim, p->rms_eps);
-    if (err == ODSI_OK)
-        err = ops->matmul(backend, self->dev.gate, layer->w_gate, self->dev.normed, rows);
-    if (err == ODSI_OK)
-        err = ops->matmul(backend, self->dev.up, layer->w_up, self->dev.normed, rows);
-    if (err == ODSI_OK)
-        err = ops->silu_mul(backend, self->dev.gate, self->dev.gate, self->dev.up,
-                            (size_t)rows * p->ffn_dim);
-    if (err == ODSI_OK)
-        err = ops->matmul(backend, self->dev.delta, layer->w_down, self->dev.gate, rows);
-    if (err == ODSI_OK)
-        err = ops->add(backend, self->dev.x, self->dev.x, self->dev.delta, (size_t)rows * p->dim);
-    return err;
 }
 
 static enum odsi_err run_tap(struct engine *self, uint32_t layer, uint32_t rows)
@@ -329,7 +220,7 @@ static enum odsi_err run_tap(struct engine *self, uint32_t layer, uint32_t rows)
         err = alloc_zeroed(&self->host, (size_t)self->batch_tokens_max * self->params->dim,
                            sizeof *self->host);
     if (err == ODSI_OK)
-        err = self->backend->ops->download(self->backend, self->host, self->dev.x,
+        err = self->backend->ops->download(self->backend, self->host, forward_x_dev(self->forward),
                                            count * sizeof(float));
     if (err == ODSI_OK)
         self->tap(self->tap_context, layer, self->host, rows);
@@ -340,10 +231,8 @@ static enum odsi_err run_layers(struct engine *self, uint32_t layer_first, uint3
                                 const struct op_batch *batch)
 {
     for (uint32_t layer = layer_first; layer < layer_end; layer++) {
-        const uint32_t index = layer - self->span->layer_first;
-        enum odsi_err err = run_attention(self, &self->span->layers[index], index, batch);
-        if (err == ODSI_OK)
-            err = run_ffn(self, &self->span->layers[index], batch->rows);
+        enum odsi_err err = forward_layer(self->forward, layer - self->span->layer_first,
+                                          kv_cache_pool(self->cache), batch);
         if (err == ODSI_OK)
             err = run_tap(self, layer, batch->rows);
         if (err != ODSI_OK)
@@ -355,8 +244,8 @@ static enum odsi_err run_layers(struct engine *self, uint32_t layer_first, uint3
 /* Logits of the last position of every step that wants them, in one product. */
 static enum odsi_err run_logits(struct engine *self, struct engine_step *steps, uint32_t step_count)
 {
-    struct backend *backend = self->backend;
     const struct model_params *p = self->params;
+    const float *logits = NULL;
     uint32_t row = 0;
     uint32_t wanted = 0;
     enum odsi_err err = ODSI_OK;
@@ -365,23 +254,18 @@ static enum odsi_err run_logits(struct engine *self, struct engine_step *steps, 
         if (!steps[i].logits)
             continue;
         ODSI_ASSERT(steps[i].session->layer_end == p->layer_count);
-        err = backend->ops->rmsnorm(backend, self->dev.normed + (size_t)wanted * p->dim,
-                                    self->dev.x + (size_t)(row - 1) * p->dim,
-                                    self->span->output_norm_dev, 1, p->dim, p->rms_eps);
-        wanted++;
+        err = forward_want_logits(self->forward, wanted++, row - 1);
     }
     if (err != ODSI_OK || wanted == 0)
         return err;
-    err = backend->ops->matmul(backend, self->dev.logits, self->span->output, self->dev.normed,
-                               wanted);
+    err = forward_logits(self->forward, wanted, &logits);
     wanted = 0;
     for (uint32_t i = 0; i < step_count && err == ODSI_OK; i++) {
         if (!steps[i].logits)
             continue;
-        err = backend->ops->download(backend, steps[i].logits,
-                                     self->dev.logits + (size_t)wanted * p->vocab_size,
-                                     p->vocab_size * sizeof(float));
-        wanted++;
+        err = self->backend->ops->download(self->backend, steps[i].logits,
+                                           logits + (size_t)wanted++ * p->vocab_size,
+                                           p->vocab_size * sizeof(float));
     }
     return err;
 }
@@ -391,9 +275,9 @@ static enum odsi_err check_step(struct engine *self, struct engine_step *step, u
 {
     const struct model_params *p = self->params;
     int finite = 0;
-    enum odsi_err err =
-        self->backend->ops->all_finite(self->backend, &finite, self->dev.x + (size_t)row * p->dim,
-                                       (size_t)step->token_count * p->dim);
+    enum odsi_err err = self->backend->ops->all_finite(
+        self->backend, &finite, forward_x_dev(self->forward) + (size_t)row * p->dim,
+        (size_t)step->token_count * p->dim);
     if (err != ODSI_OK)
         return err;
     for (uint32_t i = 0; finite && step->logits && i < p->vocab_size; i++)
@@ -417,7 +301,7 @@ static enum odsi_err store_rows(struct engine *self, struct engine_step *steps, 
         enum odsi_err err = check_step(self, step, row);
         if (err == ODSI_OK && step->status == ODSI_OK && step->output)
             err = self->backend->ops->download(self->backend, step->output,
-                                               self->dev.x + (size_t)row * dim,
+                                               forward_x_dev(self->forward) + (size_t)row * dim,
                                                (size_t)step->token_count * dim * sizeof(float));
         if (err != ODSI_OK)
             return err;

@@ -2,6 +2,7 @@
 
 #include "common/base/alloc.h"
 #include "common/base/limits.h"
+#include "kernels/det.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -205,6 +206,12 @@ enum odsi_err arch_read(const struct gguf *gguf, struct model_params *out)
         return err == ODSI_ERR_NOT_FOUND ? ODSI_ERR_CORRUPT : err;
     out->rope_base = 10000.0f; /* what llama files without the key mean */
     err = gguf_get_f32(gguf, PREFIX "rope.freq_base", &out->rope_base);
+    out->act = ACT_SILU;
+    out->rope_style = ROPE_PAIRS;
+    out->rope_dim = out->head_dim;
+    out->rope_base_windowed = out->rope_base;
+    out->rope_linear = out->rope_amplitude = out->embed_scale = 1.0f;
+    out->attention_scale = 1.0f / det_sqrt((float)out->head_dim);
     return err == ODSI_ERR_NOT_FOUND ? ODSI_OK : err;
 }
 

@@ -6,7 +6,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define MAGIC           "ODSIMAN1"
+#define MAGIC           "ODSIMAN2"
 #define TENSOR_SIZE_MIN 59u /* one byte of name and one dimension */
 
 static void append_text(struct buf *out, const char *text)
@@ -28,15 +28,32 @@ void manifest_write(struct buf *out, const struct model_params *params, const ch
                     const struct digest *tokenizer_digest, struct manifest_tensor *tensors,
                     uint32_t tensor_count)
 {
-    const uint32_t numbers[] = {
-        (uint32_t)params->arch, params->dim,           params->layer_count,
-        params->head_count,     params->kv_head_count, params->head_dim,
-        params->ffn_dim,        params->vocab_size,    params->context_length};
+    const uint32_t numbers[] = {(uint32_t)params->arch,
+                                params->dim,
+                                params->layer_count,
+                                params->head_count,
+                                params->kv_head_count,
+                                params->head_dim,
+                                params->ffn_dim,
+                                params->vocab_size,
+                                params->context_length,
+                                params->expert_count,
+                                params->expert_used_count,
+                                params->features,
+                                params->act,
+                                params->rope_style,
+                                params->rope_dim,
+                                params->window,
+                                params->window_period};
+    const float factors[] = {
+        params->rms_eps,         params->rope_base,         params->rope_base_windowed,
+        params->rope_linear,     params->rope_amplitude,    params->embed_scale,
+        params->attention_scale, params->attention_softcap, params->logit_softcap};
     (void)buf_append(out, MAGIC, 8);
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         (void)buf_append_u32(out, numbers[i]);
-    append_f32(out, params->rms_eps);
-    append_f32(out, params->rope_base);
+    for (size_t i = 0; i < sizeof factors / sizeof factors[0]; i++)
+        append_f32(out, factors[i]);
     (void)buf_append(out, tokenizer_digest->bytes, DIGEST_SIZE);
     append_text(out, name);
     (void)buf_append_u32(out, tensor_count);
@@ -111,9 +128,27 @@ static enum odsi_err read_head(struct reader *reader, struct model_params *out,
     const uint8_t *magic = reader_take(reader, 8);
     if (!magic || memcmp(magic, MAGIC, 8) != 0)
         return corrupt("these are no manifest bytes");
-    uint32_t *const numbers[] = {
-        &arch,          &out->dim,     &out->layer_count, &out->head_count,    &out->kv_head_count,
-        &out->head_dim, &out->ffn_dim, &out->vocab_size,  &out->context_length};
+    uint32_t *const numbers[] = {&arch,
+                                 &out->dim,
+                                 &out->layer_count,
+                                 &out->head_count,
+                                 &out->kv_head_count,
+                                 &out->head_dim,
+                                 &out->ffn_dim,
+                                 &out->vocab_size,
+                                 &out->context_length,
+                                 &out->expert_count,
+                                 &out->expert_used_count,
+                                 &out->features,
+                                 &out->act,
+                                 &out->rope_style,
+                                 &out->rope_dim,
+                                 &out->window,
+                                 &out->window_period};
+    float *const factors[] = {
+        &out->rms_eps,         &out->rope_base,         &out->rope_base_windowed,
+        &out->rope_linear,     &out->rope_amplitude,    &out->embed_scale,
+        &out->attention_scale, &out->attention_softcap, &out->logit_softcap};
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         if (!reader_u32(reader, numbers[i]))
             return corrupt("its head is cut off");
@@ -121,9 +156,10 @@ static enum odsi_err read_head(struct reader *reader, struct model_params *out,
         return odsi_fail(ODSI_ERR_CORRUPT, "manifest: architecture %" PRIu32 " does not exist",
                          arch);
     out->arch = MODEL_ARCH_LLAMA;
-    const uint8_t *digest = NULL;
-    if (reader_f32(reader, &out->rms_eps) && reader_f32(reader, &out->rope_base))
-        digest = reader_take(reader, DIGEST_SIZE);
+    for (size_t i = 0; i < sizeof factors / sizeof factors[0]; i++)
+        if (!reader_f32(reader, factors[i]))
+            return corrupt("its head is cut off");
+    const uint8_t *digest = reader_take(reader, DIGEST_SIZE);
     if (!digest)
         return corrupt("its head is cut off");
     memcpy(tokenizer_digest->bytes, digest, DIGEST_SIZE);

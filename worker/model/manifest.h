@@ -3,10 +3,12 @@
  * door (protocol.md, "Session" 1).
  *
  * Layout, integers little-endian:
- *   8   "ODSIMAN1"
+ *   8   "ODSIMAN2"
  *   4   arch, dim, layer_count, head_count, kv_head_count, head_dim, ffn_dim, vocab_size,
- *       context_length (nine u32)
- *   4   rms_eps, rope_base (two f32, as their bits)
+ *       context_length, expert_count, expert_used_count, features, act, rope_style, rope_dim,
+ *       window, window_period (seventeen u32)
+ *   4   rms_eps, rope_base, rope_base_windowed, rope_linear, rope_amplitude, embed_scale,
+ *       attention_scale, attention_softcap, logit_softcap (nine f32, as their bits)
  *   32  SHA-256 of the tokenizer's canonical bytes (tokenizer.h)
  *   2+n name (u16 length, at most 127 printable ASCII bytes): general.name, empty when the file
  *       has none, so that renaming a file does not make another model of it

@@ -113,8 +113,10 @@ static enum odsi_err load_weight(struct loader *loader, struct weight **out, enu
     enum odsi_err err = fetch(loader, tensor);
     if (err != ODSI_OK)
         return err;
-    err = backend->ops->weight_load(backend, out, tensor->type, loader->bytes,
-                                    (uint32_t)tensor->dims[1], (uint32_t)tensor->dims[0]);
+    const uint32_t rows = (uint32_t)tensor->dims[1];
+    err = backend->ops->weight_open(backend, out, tensor->type, rows, (uint32_t)tensor->dims[0], 1);
+    if (err == ODSI_OK)
+        err = backend->ops->weight_fill(backend, *out, 0, loader->bytes, rows);
     return settle(loader, tensor, err);
 }
 
@@ -153,6 +155,7 @@ static enum odsi_err load_layer(struct loader *loader, struct model_layer *out, 
     enum odsi_err err = load_norm(loader, &out->attn_norm_dev, ARCH_ATTN_NORM, layer);
     if (err == ODSI_OK)
         err = load_norm(loader, &out->ffn_norm_dev, ARCH_FFN_NORM, layer);
+    out->rope = &loader->span->rope;
     for (size_t i = 0; i < sizeof weights / sizeof weights[0] && err == ODSI_OK; i++)
         err = load_weight(loader, weights[i].weight, weights[i].role, layer);
     return err;
@@ -184,6 +187,7 @@ static enum odsi_err make_rope(struct model_span *span, uint32_t positions)
     struct backend *backend = span->backend;
     const uint32_t half_dim = params->head_dim / 2;
     const size_t count = (size_t)positions * half_dim;
+    double *frequency = NULL;
     float *cos_table = NULL;
     float *sin_table = NULL;
     float *cos_dev = NULL;
@@ -191,16 +195,23 @@ static enum odsi_err make_rope(struct model_span *span, uint32_t positions)
     enum odsi_err err = alloc_aligned(&cos_table, count, sizeof *cos_table);
     if (err == ODSI_OK)
         err = alloc_aligned(&sin_table, count, sizeof *sin_table);
+    if (err == ODSI_OK)
+        err = alloc_zeroed(&frequency, half_dim, sizeof *frequency);
     if (err == ODSI_OK) {
-        rope_table_fill(cos_table, sin_table, positions, half_dim, (double)params->rope_base);
+        rope_table_frequencies(frequency, half_dim, (double)params->rope_base, 1.0, NULL);
+        rope_table_fill(cos_table, sin_table, positions, half_dim, frequency, 1.0);
         err = upload_new(backend, &cos_dev, cos_table, count * sizeof *cos_table);
     }
     if (err == ODSI_OK)
         err = upload_new(backend, &sin_dev, sin_table, count * sizeof *sin_table);
     if (err == ODSI_OK)
         err = backend->ops->sync(backend);
-    span->rope = (struct rope_table){
-        .cos_dev = cos_dev, .sin_dev = sin_dev, .position_count = positions, .half_dim = half_dim};
+    span->rope = (struct rope_table){.cos_dev = cos_dev,
+                                     .sin_dev = sin_dev,
+                                     .position_count = positions,
+                                     .half_dim = half_dim,
+                                     .style = (enum rope_style)params->rope_style};
+    alloc_free(frequency);
     alloc_free(cos_table);
     alloc_free(sin_table);
     return err;
@@ -247,6 +258,7 @@ enum odsi_err model_span_open(struct model_span **out, const struct model *model
     self->model = model;
     self->layer_first = layer_first;
     self->layer_end = layer_end;
+    self->position_count = positions;
     err = alloc_zeroed(&self->layers, layer_end - layer_first, sizeof *self->layers);
     if (err == ODSI_OK)
         err = make_rope(self, positions);

@@ -2,6 +2,8 @@
 
 #include "common/crypto/digest.h"
 
+#include "worker/model/manifest.h"
+
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <stdio.h>
@@ -61,21 +63,31 @@ struct tokenizer *fixture_tokenizer(void)
 
 void fixture_model(struct buf *manifest, struct buf *tokenizer, uint32_t seed, uint32_t vocab_size)
 {
-    /* arch, dim, layers, heads, KV heads, head dim, FFN dim, vocabulary, context */
-    const uint32_t numbers[] = {1, 64, 2, 2, 2, 32, 64, vocab_size, 128 + seed};
+    const struct model_params params = {.arch = MODEL_ARCH_LLAMA,
+                                        .dim = 64,
+                                        .layer_count = 2,
+                                        .head_count = 2,
+                                        .kv_head_count = 2,
+                                        .head_dim = 32,
+                                        .ffn_dim = 64,
+                                        .vocab_size = vocab_size,
+                                        .context_length = 128 + seed,
+                                        .act = ACT_SILU,
+                                        .rope_style = ROPE_PAIRS,
+                                        .rope_dim = 32,
+                                        .rms_eps = 1e-5f,
+                                        .rope_base = 1e4f,
+                                        .rope_base_windowed = 1e4f,
+                                        .rope_linear = 1.0f,
+                                        .rope_amplitude = 1.0f,
+                                        .embed_scale = 1.0f,
+                                        .attention_scale = 0.176776692f};
     struct digest tokenizer_id;
     buf_init(tokenizer, 1u << 16);
     fixture_tokenizer_bytes(tokenizer);
     digest_of(&tokenizer_id, tokenizer->data, tokenizer->size);
     buf_init(manifest, 1u << 16);
-    buf_append(manifest, "ODSIMAN1", 8);
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        buf_append_u32(manifest, numbers[i]);
-    buf_append_u32(manifest, 0x3727C5AC); /* 1e-5 */
-    buf_append_u32(manifest, 0x461C4000); /* 10000 */
-    buf_append(manifest, tokenizer_id.bytes, DIGEST_SIZE);
-    buf_append(manifest, "\4\0tiny", 6);
-    buf_append_u32(manifest, 0);
+    manifest_write(manifest, &params, "tiny", &tokenizer_id, NULL, 0);
     cr_assert_eq(buf_status(manifest), ODSI_OK);
 }
 

@@ -155,7 +155,9 @@ Test(model_span, has_the_rotation_tables_of_the_model)
     float cos_wanted[16 * 8], sin_wanted[16 * 8], got[16 * 8];
     cr_expect_eq(span->rope.position_count, 16);
     cr_assert_eq(span->rope.half_dim, 8);
-    rope_table_fill(cos_wanted, sin_wanted, 16, 8, 10000.0);
+    double frequency[8];
+    rope_table_frequencies(frequency, 8, 10000.0, 1.0, NULL);
+    rope_table_fill(cos_wanted, sin_wanted, 16, 8, frequency, 1.0);
     cr_assert_eq(bench.backend->ops->download(bench.backend, got, span->rope.cos_dev, sizeof got),
                  ODSI_OK);
     cr_expect_eq(memcmp(got, cos_wanted, sizeof got), 0);
