@@ -1,5 +1,5 @@
-/* A model as it lies on disk, whatever the format: what it computes, how it tokenizes, and where the
- * bytes of each tensor are. A GGUF file, the parts of a split one, or a Hugging Face folder
+/* A model as it lies on disk, whatever the format: what it computes, how it tokenizes, and where
+ * the bytes of each tensor are. A GGUF file, the parts of a split one, or a Hugging Face folder
  * (config.json, tokenizer.json, safetensors) become the same thing here; nothing behind this header
  * knows which it was.
  *
