@@ -66,8 +66,9 @@ NEEDS_gateway := gateway engine model net kernels proto wire crypto base
 NEEDS_coordinator := coordinator net proto wire crypto base
 NEEDS_cli := cli gateway engine model kernels net proto wire crypto base
 SYS_crypto := -lcrypto -lm
+SYS_model := -ljansson -lpcre2-8 $(SYS_crypto)
 SYS_net := -lgrpc -lgpr -lprotobuf-c -lssl -lcrypto -lm
-SYS_all := -lsqlite3 -ljansson $(SYS_net)
+SYS_all := -lsqlite3 -ljansson -lpcre2-8 $(SYS_net)
 
 PROGRAMS := $(BIN)/odsi-worker $(BIN)/odsi-gateway $(BIN)/odsi-coordinator $(BIN)/odsi
 have_main = $(if $(wildcard $(1)),$(2))
@@ -140,16 +141,16 @@ link = $(call say,LINK,$@)$(CC) -o $@ $(filter %.o,$^) -Wl,--start-group $(filte
 
 $(BIN)/odsi-worker: $(call objects,worker/main.c) $(call archives,$(NEEDS_worker))
 	@mkdir -p $(@D)
-	$(link) $(SYS_net)
+	$(link) -ljansson -lpcre2-8 $(SYS_net)
 $(BIN)/odsi-gateway: $(call objects,worker/gateway/main.c) $(call archives,$(NEEDS_gateway))
 	@mkdir -p $(@D)
-	$(link) $(SYS_net)
+	$(link) -ljansson -lpcre2-8 $(SYS_net)
 $(BIN)/odsi-coordinator: $(call objects,coordinator/main.c) $(call archives,$(NEEDS_coordinator))
 	@mkdir -p $(@D)
 	$(link) -lsqlite3 $(SYS_net)
 $(BIN)/odsi: $(call objects,worker/cli/main.c) $(call archives,$(NEEDS_cli))
 	@mkdir -p $(@D)
-	$(link) -ljansson $(SYS_net)
+	$(link) -ljansson -lpcre2-8 $(SYS_net)
 
 # ---- tests --------------------------------------------------------------------------------------
 # One program per folder of tests/unit, one per file of tests/integration; all are Criterion.
@@ -166,8 +167,8 @@ TSAN_ARENA := $(if $(filter thread,$(SAN)),$(BUILD)/obj/tests/support/tsan_arena
 # worker/engine can be carried to a machine that has none of them).
 NEEDS_unit_engine := $(NEEDS_engine)
 NEEDS_unit_model := $(NEEDS_engine)
-SYS_unit_engine := -ljansson $(SYS_crypto)
-SYS_unit_model := -ljansson $(SYS_crypto)
+SYS_unit_engine := $(SYS_model)
+SYS_unit_model := $(SYS_model)
 define unit_test
 $(BUILD)/tests/unit_$(1): $(call objects,$(wildcard tests/unit/$(1)/*.c)) $(TSAN_ARENA) \
   $(call archives,$(or $(NEEDS_unit_$(1)),$(NEEDS_test)))
@@ -304,6 +305,7 @@ bench: setup ## measure kernels, hops and a local swarm on this machine
 # way is kept in build/fuzz, so the next run goes on from there; a crash stays there too.
 FUZZ_SECONDS ?= 60
 NEEDS_fuzz_gguf := model crypto base
+NEEDS_fuzz_tokenizer := model crypto base
 FUZZERS := $(basename $(notdir $(wildcard tests/fuzz/fuzz_*.c)))
 .PHONY: fuzz fuzzed
 fuzz: setup-dev ## fuzz what reads bytes of strangers, FUZZ_SECONDS (60) for each reader
@@ -319,7 +321,7 @@ define fuzzer
 $(BUILD)/tests/$(1): $(BUILD)/obj/tests/fuzz/$(1).o \
   $(call archives,$(if $(NEEDS_$(1)),$(NEEDS_$(1)),$(filter-out support,$(NEEDS_test))))
 	@mkdir -p $$(@D)
-	$$(link) -fsanitize=fuzzer $(if $(NEEDS_$(1)),$(SYS_crypto),$(SYS_all))
+	$$(link) -fsanitize=fuzzer $(if $(NEEDS_$(1)),$(SYS_model),$(SYS_all))
 endef
 $(foreach name,$(FUZZERS),$(eval $(call fuzzer,$(name))))
 

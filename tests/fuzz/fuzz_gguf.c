@@ -26,7 +26,8 @@ static void try_tokenizer(const uint8_t *data, size_t size)
     size_t text_size = sizeof text;
     if (tokenizer_open(&tokenizer, data, size) != ODSI_OK)
         return;
-    enum odsi_err err = tokenizer_encode(tokenizer, sample, sizeof sample - 1, ids, &count);
+    enum odsi_err err =
+        tokenizer_encode(tokenizer, sample, sizeof sample - 1, TOKENIZER_BOS, ids, &count);
     ODSI_ASSERT(err == ODSI_OK);
     err = tokenizer_decode(tokenizer, ids, count, text, &text_size);
     ODSI_ASSERT(err == ODSI_OK);

@@ -42,7 +42,8 @@ static enum odsi_err read_tokens(const struct options *options, const struct cli
     if (options->tokens)
         err = cli_text_read_ids(options->tokens, *out, count);
     else
-        err = tokenizer_encode(engine->tokenizer, text, prompt->size, *out, count);
+        err = tokenizer_encode(engine->tokenizer, text, prompt->size,
+                               TOKENIZER_BOS | TOKENIZER_SPECIAL, *out, count);
     if (err == ODSI_ERR_RANGE)
         odsi_fail(err, "more tokens than the %" PRIu32 " positions of this model", context);
     if (err == ODSI_OK && *count == 0)

@@ -64,7 +64,7 @@ static void encode(struct encoder_job *job)
     enum odsi_err err = alloc_zeroed(&job->tokens, job->count, sizeof *job->tokens);
     if (err == ODSI_OK)
         err = tokenizer_encode(model_store_tokenizer_view(job->card), job->text, job->size,
-                               job->tokens, &job->count);
+                               TOKENIZER_BOS | TOKENIZER_SPECIAL, job->tokens, &job->count);
     if (err != ODSI_OK)
         odsi_failure_take(&job->failure, err);
     if (err != ODSI_OK && err != ODSI_ERR_RANGE)

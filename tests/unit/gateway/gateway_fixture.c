@@ -25,12 +25,14 @@ static void add_token(struct buf *out, const char *piece, size_t size, uint8_t t
 void fixture_tokenizer_bytes(struct buf *out)
 {
     char piece[512];
-    buf_append(out, "ODSITOK1", 8);
-    buf_append_u32(out, 1);
+    buf_append(out, "ODSITOK2", 8);
+    buf_append_u32(out, TOKENIZER_SPM);
+    buf_append_u32(out, TOKENIZER_PRE_NONE);
     buf_append_u32(out, FIXTURE_BOS);
     buf_append_u32(out, FIXTURE_EOS);
     buf_append_u32(out, 0);
     buf_append(out, "\1\0\1\0", 4); /* bos in front, no eos behind, a space in front */
+    buf_append_u32(out, 0);         /* no ends but the eos */
     buf_append_u32(out, FIXTURE_VOCAB);
     add_token(out, "<unk>", 5, TYPE_UNKNOWN);
     add_token(out, "<s>", 3, TYPE_CONTROL);
@@ -46,6 +48,8 @@ void fixture_tokenizer_bytes(struct buf *out)
     add_token(out, "\xE2\x82\xAC", 3, TYPE_NORMAL);
     memset(piece, 'x', 300);
     add_token(out, piece, 300, TYPE_NORMAL);
+    buf_append_u32(out, 0); /* no merges */
+    buf_append_u32(out, 0); /* no chat template */
     cr_assert_eq(buf_status(out), ODSI_OK);
 }
 

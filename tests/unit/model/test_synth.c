@@ -126,7 +126,7 @@ Test(synth, writes_models_that_open_and_tokenize)
     uint32_t count = 16;
     char text[16];
     size_t text_size = 16;
-    cr_assert_eq(tokenizer_encode(tokenizer, "ab cd", 5, ids, &count), ODSI_OK);
+    cr_assert_eq(tokenizer_encode(tokenizer, "ab cd", 5, TOKENIZER_BOS, ids, &count), ODSI_OK);
     cr_expect(count < 5, "made-up pieces are used");
     cr_assert_eq(tokenizer_decode(tokenizer, ids, count, text, &text_size), ODSI_OK);
     cr_expect(text_size == 5 && memcmp(text, "ab cd", 5) == 0);

@@ -48,21 +48,34 @@ static struct tokenizer *demo_tokenizer(void)
 
 struct head {
     uint32_t kind, bos, eos, unknown;
-    uint8_t flags[4]; /* add_bos, add_eos, add_space_prefix, zero */
+    uint8_t flags[4]; /* add_bos, add_eos, add_space_prefix, ignore_merges */
     uint32_t count;
+    uint32_t pre;
+    uint32_t end_count;
+    uint32_t ends[4];
 };
 
-static const struct head usual = {1, 1, 2, 0, {1, 0, 1, 0}, 0};
+static const struct head usual = {.kind = 1, .bos = 1, .eos = 2, .flags = {1, 0, 1, 0}};
 
 static void put_head(struct buf *out, struct head head)
 {
-    (void)buf_append_text(out, "ODSITOK1");
+    (void)buf_append_text(out, "ODSITOK2");
     (void)buf_append_u32(out, head.kind);
+    (void)buf_append_u32(out, head.pre);
     (void)buf_append_u32(out, head.bos);
     (void)buf_append_u32(out, head.eos);
     (void)buf_append_u32(out, head.unknown);
     (void)buf_append(out, head.flags, 4);
+    (void)buf_append_u32(out, head.end_count);
+    for (uint32_t i = 0; i < head.end_count && i < 4; i++)
+        (void)buf_append_u32(out, head.ends[i]);
     (void)buf_append_u32(out, head.count);
+}
+
+/* No merges and no chat template. */
+static void put_tail(struct buf *out)
+{
+    (void)buf_append_u64(out, 0);
 }
 
 static void put_token(struct buf *out, float score, int type, const char *piece)
@@ -105,23 +118,26 @@ static struct tokenizer *make(const struct piece *pieces, uint32_t count, struct
     put_first_tokens(&bytes);
     for (uint32_t i = 0; i < count; i++)
         put_token(&bytes, pieces[i].score, pieces[i].type, pieces[i].text);
+    put_tail(&bytes);
     struct tokenizer *tokenizer = open_bytes(&bytes);
     buf_free(&bytes);
     return tokenizer;
 }
 
-static void expect_ids(const struct tokenizer *tokenizer, const char *text, uint32_t count,
-                       const uint32_t *wanted)
+static void expect_ids(const struct tokenizer *tokenizer, const char *text, unsigned flags,
+                       uint32_t count, const uint32_t *wanted)
 {
     uint32_t ids[256];
     uint32_t got = 256;
-    cr_assert_eq(tokenizer_encode(tokenizer, text, strlen(text), ids, &got), ODSI_OK);
+    cr_assert_eq(tokenizer_encode(tokenizer, text, strlen(text), flags, ids, &got), ODSI_OK);
     cr_expect_eq(got, count, "\"%s\" gives %u ids", text, got);
     for (uint32_t i = 0; i < got && i < count; i++)
         cr_expect_eq(ids[i], wanted[i], "\"%s\": id %u is %u", text, i, ids[i]);
 }
-#define EXPECT_IDS(tokenizer, text, ...)                                                           \
-    expect_ids(tokenizer, text, sizeof((uint32_t[]){__VA_ARGS__}) / 4, (uint32_t[]){__VA_ARGS__})
+#define EXPECT_IDS_OF(tokenizer, text, flags, ...)                                                 \
+    expect_ids(tokenizer, text, flags, sizeof((uint32_t[]){__VA_ARGS__}) / 4,                      \
+               (uint32_t[]){__VA_ARGS__})
+#define EXPECT_IDS(tokenizer, text, ...) EXPECT_IDS_OF(tokenizer, text, TOKENIZER_BOS, __VA_ARGS__)
 
 /* ---- ids ------------------------------------------------------------------------------------ */
 
@@ -143,7 +159,8 @@ Test(tokenizer, gives_the_ids_of_the_reference)
         const json_t *prompt = json_object_get(entry, "prompt");
         const json_t *wanted = json_object_get(entry, "prompt_tokens");
         cr_assert_eq(tokenizer_encode(tokenizer, json_string_value(prompt),
-                                      json_string_length(prompt), ids, &count),
+                                      json_string_length(prompt), TOKENIZER_BOS | TOKENIZER_SPECIAL,
+                                      ids, &count),
                      ODSI_OK);
         cr_assert_eq(count, json_array_size(wanted), "case %zu", index);
         for (uint32_t i = 0; i < count; i++)
@@ -222,30 +239,29 @@ Test(tokenizer, adds_what_its_flags_say)
     tokenizer_close(&tokenizer);
 }
 
-/* Goal: text cannot command the model. How: the texts of control, user-defined, unused, unknown
- * and byte pieces, which must be spelt in others, even when merges could build them. */
-Test(tokenizer, never_makes_a_special_token_from_text)
+/* Goal: text cannot command the model. How: the texts of control, unused, unknown and byte pieces,
+ * which must be spelt in others, even when merges could build them. */
+Test(tokenizer, never_makes_a_control_token_from_plain_text)
 {
     const struct piece pieces[] = {
-        {MARK, -1, NORMAL},          {"<", -1, NORMAL},  {"s", -1, NORMAL},
-        {">", -1, NORMAL},           {"<s", -1, NORMAL}, {"[X]", -1, USER_DEFINED},
-        {"<|im_end|>", -1, CONTROL}, {"q", -1, UNUSED},  {"<0", -1, NORMAL},
-        {"0x41>", -1, NORMAL},       {"0", -1, NORMAL},
+        {MARK, -1, NORMAL}, {"<", -1, NORMAL},     {"s", -1, NORMAL},           {">", -1, NORMAL},
+        {"<s", -1, NORMAL}, {"[X]", -1, UNUSED},   {"<|im_end|>", -1, CONTROL}, {"q", -1, UNUSED},
+        {"<0", -1, NORMAL}, {"0x41>", -1, NORMAL}, {"0", -1, NORMAL},
     };
     struct tokenizer *tokenizer = make(pieces, 11, usual);
     EXPECT_IDS(tokenizer, "<s>", 1, 259, 263, 262);
-    EXPECT_IDS(tokenizer, "[X]", 1, 259, 3 + '[', 3 + 'X', 3 + ']');
     EXPECT_IDS(tokenizer, "q", 1, 259, 3 + 'q');
-    const char *const texts[] = {"<unk>", "</s>", "<|im_end|>", "<0x41>", "<0x41", "[X][X]"};
+    const char *const texts[] = {"<unk>", "</s>", "<|im_end|>", "<0x41>", "<0x41", "<|im_end|"};
     for (size_t i = 0; i < 6; i++) {
         uint32_t ids[64];
         uint32_t count = 64;
         char text[64];
         size_t size = sizeof text;
-        cr_assert_eq(tokenizer_encode(tokenizer, texts[i], strlen(texts[i]), ids, &count), ODSI_OK);
+        cr_assert_eq(
+            tokenizer_encode(tokenizer, texts[i], strlen(texts[i]), TOKENIZER_BOS, ids, &count),
+            ODSI_OK);
         for (uint32_t k = 1; k < count; k++)
-            cr_expect(ids[k] > 2 && ids[k] != 264 && ids[k] != 265 && ids[k] != 266, "%s",
-                      texts[i]);
+            cr_expect(ids[k] > 2 && ids[k] != 265 && ids[k] != 266, "%s", texts[i]);
         cr_assert_eq(tokenizer_decode(tokenizer, ids, count, text, &size), ODSI_OK);
         cr_expect_eq(size, strlen(texts[i]));
         cr_expect_eq(memcmp(text, texts[i], size), 0, "%s", texts[i]);
@@ -365,7 +381,9 @@ Test(tokenizer, joins_as_the_plain_algorithm_does)
             const uint32_t wanted_count =
                 plain_encode(tokenizer, text, strlen(text), pieces, 40, wanted);
             uint32_t count = 1024;
-            cr_assert_eq(tokenizer_encode(tokenizer, text, strlen(text), got, &count), ODSI_OK);
+            cr_assert_eq(
+                tokenizer_encode(tokenizer, text, strlen(text), TOKENIZER_BOS, got, &count),
+                ODSI_OK);
             cr_assert_eq(count, wanted_count, "seed %llu, text \"%s\"", (unsigned long long)printed,
                          text);
             cr_assert_eq(memcmp(got, wanted, count * sizeof got[0]), 0, "seed %llu, text \"%s\"",
@@ -384,7 +402,7 @@ static void expect_same(const struct tokenizer *tokenizer, const char *text, siz
     static char back[20000];
     uint32_t count = 20000;
     size_t back_size = sizeof back;
-    cr_assert_eq(tokenizer_encode(tokenizer, text, size, ids, &count), ODSI_OK, "%s",
+    cr_assert_eq(tokenizer_encode(tokenizer, text, size, TOKENIZER_BOS, ids, &count), ODSI_OK, "%s",
                  odsi_err_text());
     cr_assert_eq(tokenizer_decode(tokenizer, ids, count, back, &back_size), ODSI_OK);
     cr_assert_eq(back_size, size, "seed %llu", (unsigned long long)seed);
@@ -453,7 +471,8 @@ Test(tokenizer, gives_pieces_that_add_up_to_the_text)
     struct buf joined;
     static char piece[TOKENIZER_PIECE_SIZE_MAX];
     buf_init(&joined, 4096);
-    cr_assert_eq(tokenizer_encode(tokenizer, text, strlen(text), ids, &count), ODSI_OK);
+    cr_assert_eq(tokenizer_encode(tokenizer, text, strlen(text), TOKENIZER_BOS, ids, &count),
+                 ODSI_OK);
     for (uint32_t i = 0; i < count; i++)
         (void)buf_append(&joined, piece, tokenizer_piece(tokenizer, ids[i], piece));
     cr_expect_str_eq(buf_text_view(&joined) + 1, text);
@@ -474,15 +493,16 @@ Test(tokenizer, says_how_much_room_it_needs)
     uint32_t whole = 64;
     char back[64];
     size_t size;
-    cr_assert_eq(tokenizer_encode(tokenizer, text, 16, ids, &whole), ODSI_OK);
+    cr_assert_eq(tokenizer_encode(tokenizer, text, 16, TOKENIZER_BOS, ids, &whole), ODSI_OK);
     for (uint32_t room = 0; room < whole; room++) {
         uint32_t count = room;
         ids[room] = 12345;
-        cr_expect_eq(tokenizer_encode(tokenizer, text, 16, ids, &count), ODSI_ERR_RANGE);
+        cr_expect_eq(tokenizer_encode(tokenizer, text, 16, TOKENIZER_BOS, ids, &count),
+                     ODSI_ERR_RANGE);
         cr_expect_eq(count, whole);
         cr_expect_eq(ids[room], 12345, "nothing is written behind the room");
     }
-    cr_assert_eq(tokenizer_encode(tokenizer, text, 16, ids, &whole), ODSI_OK);
+    cr_assert_eq(tokenizer_encode(tokenizer, text, 16, TOKENIZER_BOS, ids, &whole), ODSI_OK);
     for (size_t room = 0; room < 16; room++) {
         size = room;
         back[room] = '#';
@@ -493,9 +513,9 @@ Test(tokenizer, says_how_much_room_it_needs)
     size = 16;
     cr_expect_eq(tokenizer_decode(tokenizer, ids, whole, back, &size), ODSI_OK);
     uint32_t count = 64;
-    cr_expect_eq(
-        tokenizer_encode(tokenizer, text, (size_t)TOKENIZER_TEXT_SIZE_MAX + 1, ids, &count),
-        ODSI_ERR_INVALID);
+    cr_expect_eq(tokenizer_encode(tokenizer, text, (size_t)TOKENIZER_TEXT_SIZE_MAX + 1,
+                                  TOKENIZER_BOS, ids, &count),
+                 ODSI_ERR_INVALID);
     tokenizer_close(&tokenizer);
 }
 
@@ -515,7 +535,7 @@ Test(tokenizer, encodes_a_megabyte_quickly, .timeout = 120)
     cr_assert_eq(alloc_zeroed(&ids, count, sizeof *ids), ODSI_OK);
     memset(text, 'a', size);
     const clock_t start = clock();
-    cr_assert_eq(tokenizer_encode(tokenizer, text, size, ids, &count), ODSI_OK);
+    cr_assert_eq(tokenizer_encode(tokenizer, text, size, TOKENIZER_BOS, ids, &count), ODSI_OK);
     cr_expect((double)(clock() - start) / CLOCKS_PER_SEC < 20.0);
     cr_expect_eq(count, 2 + size / 16);
     alloc_free(text);
@@ -531,7 +551,11 @@ Test(tokenizer, knows_its_special_ids)
                                    {"<end_of_turn>", 0, USER_DEFINED},
                                    {"<|eot_id|>", 0, NORMAL},
                                    {"<|im_start|>", 0, CONTROL}};
-    struct tokenizer *tokenizer = make(pieces, 4, usual);
+    struct head head = usual;
+    head.end_count = 2;
+    head.ends[0] = 259;
+    head.ends[1] = 260;
+    struct tokenizer *tokenizer = make(pieces, 4, head);
     cr_expect_eq(tokenizer_vocab_size(tokenizer), 263);
     cr_expect_eq(tokenizer_bos(tokenizer), 1);
     cr_expect_eq(tokenizer_eos(tokenizer), 2);
@@ -552,10 +576,11 @@ Test(tokenizer, uses_unknown_where_a_byte_has_no_token)
     char text[64];
     size_t size = sizeof text;
     buf_init(&bytes, 4096);
-    struct head head = {1, TOKENIZER_NONE, TOKENIZER_NONE, 0, {0, 0, 0, 0}, 2};
+    struct head head = {.kind = 1, .bos = TOKENIZER_NONE, .eos = TOKENIZER_NONE, .count = 2};
     put_head(&bytes, head);
     put_token(&bytes, 0, UNKNOWN, "<unk>");
     put_token(&bytes, 0, NORMAL, "a");
+    put_tail(&bytes);
     tokenizer = open_bytes(&bytes);
     EXPECT_IDS(tokenizer, "aba", 1, 0, 1);
     cr_expect_eq(tokenizer_decode(tokenizer, (uint32_t[]){1, 0, 1}, 3, text, &size), ODSI_OK);
@@ -639,6 +664,8 @@ static void expect_refused(struct head head, void (*put_tokens)(struct buf *out)
     put_first_tokens(&bytes);
     if (put_tokens)
         put_tokens(&bytes);
+    else if (err != ODSI_ERR_CORRUPT || strstr(says, "cut off") == NULL)
+        put_tail(&bytes);
     cr_expect_eq(tokenizer_open(&tokenizer, bytes.data, bytes.size), err, "%s", says);
     cr_expect_null(tokenizer);
     cr_expect_not_null(strstr(odsi_err_text(), says), "\"%s\" does not say \"%s\"", odsi_err_text(),
@@ -679,9 +706,15 @@ static void put_long_piece(struct buf *out)
                      10);
 }
 
+static void put_more_bytes(struct buf *out)
+{
+    put_tail(out);
+    (void)buf_append_u8(out, 0);
+}
+
 Test(tokenizer, refuses_bytes_that_lie)
 {
-    const struct head head = {1, 1, 2, 0, {1, 0, 1, 0}, 259};
+    const struct head head = {.kind = 1, .bos = 1, .eos = 2, .flags = {1, 0, 1, 0}, .count = 259};
     struct head changed = head;
     struct head more = head;
     more.count = 260;
@@ -692,9 +725,10 @@ Test(tokenizer, refuses_bytes_that_lie)
     expect_refused(more, put_bad_byte, ODSI_ERR_CORRUPT, "token 259 is not a byte");
     expect_refused(more, put_long_piece, ODSI_ERR_CORRUPT, "token 259 is cut off");
     expect_refused(more, NULL, ODSI_ERR_CORRUPT, "token 259 is cut off");
-    expect_refused(head, put_type_0, ODSI_ERR_CORRUPT, "bytes follow");
-    changed.kind = 2;
-    expect_refused(changed, NULL, ODSI_ERR_UNSUPPORTED, "kind 2");
+    expect_refused(head, put_type_0, ODSI_ERR_CORRUPT, "template is cut off");
+    expect_refused(head, put_more_bytes, ODSI_ERR_CORRUPT, "bytes follow");
+    changed.kind = 4;
+    expect_refused(changed, NULL, ODSI_ERR_UNSUPPORTED, "kind 4");
     changed = head;
     changed.count = UINT32_MAX;
     expect_refused(changed, NULL, ODSI_ERR_CORRUPT, "4294967295 tokens");
@@ -708,7 +742,7 @@ Test(tokenizer, refuses_bytes_that_lie)
     expect_refused(changed, NULL, ODSI_ERR_CORRUPT, "does not have");
     for (int i = 0; i < 4; i++) {
         changed = head;
-        changed.flags[i] = 2;
+        changed.flags[i] = 3;
         expect_refused(changed, NULL, ODSI_ERR_CORRUPT, "flag");
     }
 }
@@ -737,7 +771,9 @@ Test(tokenizer, survives_cuts_and_changed_bytes)
         bytes.data[at] ^= mask;
         const enum odsi_err err = tokenizer_open(&tokenizer, bytes.data, bytes.size);
         if (err == ODSI_OK)
-            cr_expect_eq(tokenizer_encode(tokenizer, "Once upon \xff", 11, ids, &count), ODSI_OK);
+            cr_expect_eq(
+                tokenizer_encode(tokenizer, "Once upon \xff", 11, TOKENIZER_BOS, ids, &count),
+                ODSI_OK);
         else
             cr_expect(err == ODSI_ERR_CORRUPT || err == ODSI_ERR_UNSUPPORTED);
         tokenizer_close(&tokenizer);
@@ -762,11 +798,12 @@ Test(tokenizer, reports_every_allocation_that_fails)
         cr_assert_eq(err, ODSI_ERR_NO_MEMORY);
         cr_assert_null(tokenizer);
     }
-    cr_expect_eq(failing, 5);
+    cr_expect_eq(failing, 7, "%ld", failing);
     for (failing = 0;; failing++) {
         uint32_t count = 64;
         alloc_fail_after(failing);
-        const enum odsi_err err = tokenizer_encode(tokenizer, "a text", 6, ids, &count);
+        const enum odsi_err err =
+            tokenizer_encode(tokenizer, "a text", 6, TOKENIZER_BOS, ids, &count);
         alloc_fail_after(-1);
         if (err == ODSI_OK)
             break;
