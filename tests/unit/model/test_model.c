@@ -465,9 +465,9 @@ static void key_split(struct buf *out, uint32_t *count)
     ++*count;
 }
 
-static void key_gpt2(struct buf *out, uint32_t *count)
+static void key_other_kind(struct buf *out, uint32_t *count)
 {
-    fixture_string(out, "tokenizer.ggml.model", "gpt2");
+    fixture_string(out, "tokenizer.ggml.model", "t5");
     ++*count;
 }
 
@@ -531,7 +531,9 @@ Test(model, refuses_what_it_cannot_run)
         {{.more_keys = key_experts}, UNSUPPORTED, "llama.expert_count"},
         {{.more_keys = key_unheard_of}, UNSUPPORTED, "llama.attention.new_trick"},
         {{.skip_key = "tokenizer.ggml.model"}, CORRUPT, "tokenizer.ggml.model"},
-        {{.skip_key = "tokenizer.ggml.model", .more_keys = key_gpt2}, UNSUPPORTED, "SentencePiece"},
+        {{.skip_key = "tokenizer.ggml.model", .more_keys = key_other_kind},
+         UNSUPPORTED,
+         "\"t5\" is not"},
         {{.more_keys = key_whitespace}, UNSUPPORTED, "remove_extra_whitespaces"},
         {{.more_keys = key_bos_outside}, CORRUPT, "outside the vocabulary"},
         {{.skip_key = "tokenizer.ggml.tokens"}, CORRUPT, "tokenizer.ggml.tokens"},
