@@ -238,9 +238,16 @@ test: setup cuda-note ## build and run every test that this machine can run
 	@tests/run.py --build $(BUILD) $(if $(SAN),--limit 2700) $(CHECKS) \
 	  $(foreach program,$(TEST_PROGRAMS),$(notdir $(program))=$(program))
 
-.PHONY: interop
-interop: setup ## let a stock gRPC client from npm talk to a local swarm
-	@$(again) all
+TOKENIZER_IDS := $(BUILD)/tests/tokenizer_ids
+$(TOKENIZER_IDS): $(call objects,tests/interop/tokenizer_ids.c) \
+  $(call archives,model kernels crypto base)
+	@mkdir -p $(@D)
+	$(link) $(SYS_model)
+
+.PHONY: interop interop-built
+interop-built: all $(TOKENIZER_IDS)
+interop: setup ## compare with software from npm: a stock gRPC client, real models' tokenizers
+	@$(again) interop-built
 	@tests/interop/run $(BUILD)
 
 # Every header compiles alone, those that CUDA sources include also as C++.
