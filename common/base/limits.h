@@ -18,6 +18,7 @@
 
 /* Requests. */
 #define LIMIT_PROMPT_SIZE    (4u << 20) /* bytes of prompt text in one request */
+#define LIMIT_CHAT_MESSAGES  1024u      /* messages of a conversation; LIMIT_PROMPT_SIZE for all */
 #define LIMIT_STOP_COUNT     8u         /* stop strings in one request */
 #define LIMIT_STOP_SIZE      64u        /* bytes in one stop string */
 #define LIMIT_PENALTY_TOKENS 1024u      /* window of the repetition penalty */

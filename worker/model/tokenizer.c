@@ -474,6 +474,12 @@ const char *tokenizer_template_view(const struct tokenizer *self, size_t *size)
     return self->chat_template;
 }
 
+const char *tokenizer_text_view(const struct tokenizer *self, uint32_t id, size_t *size)
+{
+    *size = id < self->count ? self->tokens[id].size : 0;
+    return *size > 0 ? self->texts + self->tokens[id].offset : "";
+}
+
 /* ---- decoding ------------------------------------------------------------------------------- */
 
 size_t tokenizer_piece(const struct tokenizer *self, uint32_t id, char *out)

@@ -128,6 +128,10 @@ ODSI_MUST_USE enum odsi_err tokenizer_encode_segments(const struct tokenizer *se
                                                       size_t segment_count, unsigned flags,
                                                       uint32_t *tokens, uint32_t *count);
 
+/* The text of id, a control token's as a prompt writes it, without a NUL behind it; *size is 0 for
+ * an id outside the vocabulary. Valid as long as self. */
+const char *tokenizer_text_view(const struct tokenizer *self, uint32_t id, size_t *size);
+
 /* The bytes that id adds to a text: a control token adds none; the space that add_space_prefix
  * put in front of a prompt is the caller's to drop (tokenizer_decode does). Writes at most
  * TOKENIZER_PIECE_SIZE_MAX bytes and returns how many; 0 for an id outside the vocabulary. */
