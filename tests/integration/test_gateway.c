@@ -477,7 +477,7 @@ static void refuse_fields(struct client *client, const char *prompt)
         stops[i] = letter;
     request.prompt_tokens = tokens;
     request.n_prompt_tokens = 2;
-    expect_refused(client, &request, 0, RPC_INVALID_ARGUMENT, "prompt and prompt_tokens");
+    expect_refused(client, &request, 0, RPC_INVALID_ARGUMENT, "more than one is given");
     request.prompt = empty;
     request.n_prompt_tokens = 3;
     expect_refused(client, &request, 0, RPC_INVALID_ARGUMENT, "entry 2 is beyond");

@@ -545,7 +545,8 @@ static void on_encoded(void *user, enum odsi_err err, uint32_t *tokens, uint32_t
     self->tokens = tokens;
     self->token_count = count;
     if (err == ODSI_ERR_RANGE)
-        odsi_fail(err, "the prompt has %u tokens; the model's context has %u", count,
+        odsi_fail(err, "the %s has %u tokens; the model's context has %u",
+                  self->request.message_count > 0 ? "conversation" : "prompt", count,
                   model_store_params_view(self->card)->context_length);
     if (err == ODSI_OK && count == 0)
         err = odsi_fail(ODSI_ERR_INVALID,
@@ -586,17 +587,35 @@ static enum odsi_err take_bos(struct answer *self)
     return ODSI_OK;
 }
 
+/* The prompt or the conversation goes to the thread that makes tokens of it, and is forgotten. */
+static enum odsi_err start_encoder(struct answer *self)
+{
+    struct request *request = &self->request;
+    const uint32_t token_max = model_store_params_view(self->card)->context_length;
+    struct encoder *encoder = self->context->encoder;
+    enum odsi_err err;
+    if (request->message_count > 0)
+        err = encoder_start_chat(encoder, &self->job, self->card, request->messages,
+                                 request->message_count, token_max, on_encoded, self);
+    else
+        err = encoder_start(encoder, &self->job, self->card, request->prompt, request->prompt_size,
+                            token_max, on_encoded, self);
+    alloc_free(request->prompt);
+    request->prompt = NULL;
+    alloc_free(request->messages);
+    request->messages = NULL;
+    alloc_free(request->message_text);
+    request->message_text = NULL;
+    return err;
+}
+
 static void on_model(void *user, enum odsi_err err, struct model_card *card)
 {
     struct answer *self = user;
     struct request *request = &self->request;
     self->card = card;
-    if (err == ODSI_OK && request->prompt_size > 0) {
-        err = encoder_start(self->context->encoder, &self->job, card, request->prompt,
-                            request->prompt_size, model_store_params_view(card)->context_length,
-                            on_encoded, self);
-        alloc_free(request->prompt);
-        request->prompt = NULL;
+    if (err == ODSI_OK && (request->prompt_size > 0 || request->message_count > 0)) {
+        err = start_encoder(self);
         if (err == ODSI_OK)
             return;
     } else if (err == ODSI_OK) {

@@ -5,11 +5,21 @@
 #include <pthread.h>
 #include <string.h>
 
+/* A byte becomes at most three tokens (a space that only bytes can spell), and a bos and a space
+ * may stand in front. */
+#define TOKENS_PER_BYTE 3u
+#define TOKENS_MORE     4u
+/* A chat template puts less than that around a message, and once around all. */
+#define TOKENS_PER_TURN 256u
+#define TOKENS_PER_CHAT 4096u
+
 struct encoder_job {
     struct encoder_job *next;
     struct model_card *card; /* released on the loop's thread */
-    char *text;
+    char *text;              /* the prompt, or the contents of messages one after the other */
     size_t size;
+    struct chat_message *messages; /* [message_count]; NULL: text is a prompt */
+    uint32_t message_count;
     uint32_t token_max;
     /* What came out; written by the thread before the job is posted back. */
     uint32_t *tokens;
@@ -37,6 +47,7 @@ static void job_free(struct encoder_job *job)
 {
     model_store_release(&job->card);
     alloc_free(job->text);
+    alloc_free(job->messages);
     alloc_free(job->tokens);
     alloc_free(job);
 }
@@ -57,14 +68,18 @@ static void deliver(void *context)
 
 static void encode(struct encoder_job *job)
 {
-    /* A byte becomes at most three tokens (a space that only bytes can spell), and a bos and a
-     * space may stand in front. */
-    const size_t most = 3 * job->size + 4;
+    const struct tokenizer *tokenizer = model_store_tokenizer_view(job->card);
+    size_t most = TOKENS_PER_BYTE * job->size + TOKENS_MORE;
+    if (job->messages)
+        most += (size_t)job->message_count * TOKENS_PER_TURN + TOKENS_PER_CHAT;
     job->count = most < job->token_max ? (uint32_t)most : job->token_max;
     enum odsi_err err = alloc_zeroed(&job->tokens, job->count, sizeof *job->tokens);
-    if (err == ODSI_OK)
-        err = tokenizer_encode(model_store_tokenizer_view(job->card), job->text, job->size,
-                               TOKENIZER_BOS | TOKENIZER_SPECIAL, job->tokens, &job->count);
+    if (err == ODSI_OK && job->messages)
+        err = chat_template_encode(tokenizer, job->messages, job->message_count, job->tokens,
+                                   &job->count);
+    else if (err == ODSI_OK)
+        err = tokenizer_encode(tokenizer, job->text, job->size, TOKENIZER_BOS | TOKENIZER_SPECIAL,
+                               job->tokens, &job->count);
     if (err != ODSI_OK)
         odsi_failure_take(&job->failure, err);
     if (err != ODSI_OK && err != ODSI_ERR_RANGE)
@@ -149,6 +164,28 @@ void encoder_close(struct encoder **self_pointer)
     *self_pointer = NULL;
 }
 
+/* Takes job over, also on error. */
+static enum odsi_err enqueue(struct encoder *self, struct encoder_job **out,
+                             struct encoder_job *job)
+{
+    enum odsi_err err = ODSI_OK;
+    pthread_mutex_lock(&self->lock);
+    if (self->waiting_size + job->size > ENCODER_QUEUE_SIZE) {
+        err = odsi_fail(ODSI_ERR_BUSY, "too many long prompts are waiting; try again later");
+    } else {
+        self->waiting_size += job->size;
+        *self->last = job;
+        self->last = &job->next;
+        pthread_cond_signal(&self->changed);
+    }
+    pthread_mutex_unlock(&self->lock);
+    if (err != ODSI_OK)
+        job_free(job);
+    else
+        *out = job;
+    return err;
+}
+
 enum odsi_err encoder_start(struct encoder *self, struct encoder_job **out, struct model_card *card,
                             const char *text, size_t size, uint32_t token_max,
                             void (*on_encoded)(void *user, enum odsi_err err, uint32_t *tokens,
@@ -160,30 +197,57 @@ enum odsi_err encoder_start(struct encoder *self, struct encoder_job **out, stru
     enum odsi_err err = alloc_zeroed(&job, 1, sizeof *job);
     if (err != ODSI_OK)
         return err;
-    job->card = model_store_share(card);
-    job->size = size;
-    job->token_max = token_max;
-    job->on_encoded = on_encoded;
-    job->user = user;
+    *job = (struct encoder_job){.card = model_store_share(card),
+                                .size = size,
+                                .token_max = token_max,
+                                .on_encoded = on_encoded,
+                                .user = user};
     err = alloc_text(&job->text, text, size);
-    if (err != ODSI_OK) {
-        job_free(job);
-        return err;
-    }
-    pthread_mutex_lock(&self->lock);
-    if (self->waiting_size + size > ENCODER_QUEUE_SIZE) {
-        err = odsi_fail(ODSI_ERR_BUSY, "too many long prompts are waiting; try again later");
-    } else {
-        self->waiting_size += size;
-        *self->last = job;
-        self->last = &job->next;
-        pthread_cond_signal(&self->changed);
-    }
-    pthread_mutex_unlock(&self->lock);
+    if (err == ODSI_OK)
+        return enqueue(self, out, job);
+    job_free(job);
+    return err;
+}
+
+static enum odsi_err copy_messages(struct encoder_job *job, const struct chat_message *messages,
+                                   uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        job->size += messages[i].size;
+    enum odsi_err err = alloc_zeroed(&job->text, job->size, 1);
+    if (err == ODSI_OK)
+        err = alloc_zeroed(&job->messages, count, sizeof *job->messages);
     if (err != ODSI_OK)
-        job_free(job);
-    else
-        *out = job;
+        return err;
+    char *at = job->text;
+    for (uint32_t i = 0; i < count; i++) {
+        memcpy(at, messages[i].content, messages[i].size);
+        job->messages[i] = messages[i];
+        job->messages[i].content = at;
+        at += messages[i].size;
+    }
+    job->message_count = count;
+    return ODSI_OK;
+}
+
+enum odsi_err encoder_start_chat(
+    struct encoder *self, struct encoder_job **out, struct model_card *card,
+    const struct chat_message *messages, uint32_t message_count, uint32_t token_max,
+    void (*on_encoded)(void *user, enum odsi_err err, uint32_t *tokens, uint32_t count), void *user)
+{
+    struct encoder_job *job = NULL;
+    *out = NULL;
+    enum odsi_err err = alloc_zeroed(&job, 1, sizeof *job);
+    if (err != ODSI_OK)
+        return err;
+    *job = (struct encoder_job){.card = model_store_share(card),
+                                .token_max = token_max,
+                                .on_encoded = on_encoded,
+                                .user = user};
+    err = copy_messages(job, messages, message_count);
+    if (err == ODSI_OK)
+        return enqueue(self, out, job);
+    job_free(job);
     return err;
 }
 

@@ -1,10 +1,11 @@
-/* A thread that tokenizes, so that a prompt of megabytes does not hold up the event loop and with
- * it everybody else's tokens. All functions on the loop's thread. */
+/* A thread that renders conversations and tokenizes, so that a prompt of megabytes does not hold
+ * up the event loop and with it everybody else's tokens. All functions on the loop's thread. */
 #ifndef ODSI_WORKER_GATEWAY_ENCODER_H
 #define ODSI_WORKER_GATEWAY_ENCODER_H
 #include "common/base/err.h"
 #include "common/net/rpc_loop.h"
 #include "worker/gateway/model_store.h"
+#include "worker/model/chat_template.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -30,6 +31,13 @@ encoder_start(struct encoder *self, struct encoder_job **out, struct model_card 
               const char *text, size_t size, uint32_t token_max,
               void (*on_encoded)(void *user, enum odsi_err err, uint32_t *tokens, uint32_t count),
               void *user);
+/* The same for messages[message_count] (copied, with their contents), by the chat template of the
+ * model; on_encoded's errors are those of chat_template_encode. */
+ODSI_MUST_USE enum odsi_err encoder_start_chat(
+    struct encoder *self, struct encoder_job **out, struct model_card *card,
+    const struct chat_message *messages, uint32_t message_count, uint32_t token_max,
+    void (*on_encoded)(void *user, enum odsi_err err, uint32_t *tokens, uint32_t count),
+    void *user);
 /* on_encoded will not come. *job may be NULL; becomes NULL. */
 void encoder_cancel(struct encoder_job **job);
 #endif

@@ -11,7 +11,10 @@
 
 /* The largest prompt, and room for the other fields. */
 #define GENERATE_SIZE_MAX (LIMIT_PROMPT_SIZE + 65536u)
-#define PROMPT_FIELD      2u
+/* Numbers of fields, in GenerateRequest and in ChatMessage. */
+#define PROMPT_FIELD   2u
+#define MESSAGES_FIELD 15u
+#define CONTENT_FIELD  2u
 
 struct inference_service {
     struct gateway *gateway;
@@ -43,32 +46,119 @@ static int read_varint(const uint8_t *data, size_t size, size_t *at, uint64_t *o
     return 0;
 }
 
-/* protobuf-c hands strings out as C strings, so a prompt with a NUL inside would be cut there
- * without a word. The length on the wire tells; the message is known to be well formed. */
-static size_t prompt_size_on_wire(const uint8_t *data, size_t size)
+/* A field of a message on the wire; data[size] is what a string or message holds. */
+struct wire_field {
+    uint32_t number;
+    const uint8_t *data; /* NULL: another kind of field */
+    size_t size;
+};
+
+/* The next field of data from *at on. Returns 0 at the end. */
+static int next_field(const uint8_t *data, size_t size, size_t *at, struct wire_field *out)
 {
-    size_t prompt_size = 0;
-    for (size_t at = 0; at < size;) {
-        uint64_t key = 0;
-        uint64_t value = 0;
-        if (!read_varint(data, size, &at, &key))
-            break;
-        if ((key & 7) == 0) {
-            if (!read_varint(data, size, &at, &value))
-                break;
-        } else if ((key & 7) == 1) {
-            at += 8;
-        } else if ((key & 7) == 5) {
-            at += 4;
-        } else {
-            if ((key & 7) != 2 || !read_varint(data, size, &at, &value) || value > size - at)
-                break;
-            if (key >> 3 == PROMPT_FIELD)
-                prompt_size = (size_t)value;
-            at += (size_t)value;
-        }
+    uint64_t key = 0;
+    uint64_t value = 0;
+    *out = (struct wire_field){0};
+    if (!read_varint(data, size, at, &key))
+        return 0;
+    out->number = (uint32_t)(key >> 3);
+    switch (key & 7) {
+    case 0:
+        return read_varint(data, size, at, &value);
+    case 1:
+        value = 8;
+        break;
+    case 2:
+        if (!read_varint(data, size, at, &value) || value > size - *at)
+            return 0;
+        out->data = data + *at;
+        out->size = (size_t)value;
+        break;
+    case 5:
+        value = 4;
+        break;
+    default:
+        return 0;
     }
-    return prompt_size;
+    if (value > size - *at)
+        return 0;
+    *at += (size_t)value;
+    return 1;
+}
+
+/* protobuf-c hands strings out as C strings, so one with a NUL inside would be cut there without a
+ * word. The length on the wire tells; the message is known to be well formed. The last one of
+ * that number counts. */
+static size_t size_on_wire(const uint8_t *data, size_t size, uint32_t number)
+{
+    struct wire_field field;
+    size_t found = 0;
+    for (size_t at = 0; next_field(data, size, &at, &field);)
+        if (field.number == number && field.data)
+            found = field.size;
+    return found;
+}
+
+static enum odsi_err read_prompt_tokens(struct request *out, const Odsi__V1__GenerateRequest *from)
+{
+    if (from->n_prompt_tokens == 0)
+        return ODSI_OK;
+    if (from->n_prompt_tokens > LIMIT_CONTEXT_MAX)
+        return odsi_fail(ODSI_ERR_INVALID, "prompt_tokens: %zu tokens; at most %u are allowed",
+                         from->n_prompt_tokens, LIMIT_CONTEXT_MAX);
+    const enum odsi_err err =
+        alloc_zeroed(&out->prompt_tokens, from->n_prompt_tokens, sizeof(uint32_t));
+    if (err != ODSI_OK)
+        return err;
+    memcpy(out->prompt_tokens, from->prompt_tokens, from->n_prompt_tokens * sizeof(uint32_t));
+    out->prompt_token_count = (uint32_t)from->n_prompt_tokens;
+    return ODSI_OK;
+}
+
+/* message_text has room for all contents. */
+static enum odsi_err copy_messages(struct request *out, const Odsi__V1__GenerateRequest *from,
+                                   const uint8_t *data, size_t size)
+{
+    struct wire_field field;
+    char *text = out->message_text;
+    size_t at = 0;
+    for (uint32_t i = 0; i < from->n_messages; i++) {
+        const Odsi__V1__ChatMessage *message = from->messages[i];
+        const size_t content_size = strlen(message->content);
+        do {
+            if (!next_field(data, size, &at, &field))
+                return odsi_fail(ODSI_ERR_INVALID, "messages: entry %u cannot be read", i);
+        } while (field.number != MESSAGES_FIELD || !field.data);
+        if (size_on_wire(field.data, field.size, CONTENT_FIELD) != content_size)
+            return odsi_fail(ODSI_ERR_INVALID, "messages: entry %u has a NUL character at byte %zu",
+                             i, content_size);
+        const enum odsi_err err = chat_template_role(message->role, &out->messages[i].role);
+        if (err != ODSI_OK)
+            return odsi_fail_prefix(err, "messages: entry %u", i);
+        memcpy(text, message->content, content_size);
+        out->messages[i].content = text;
+        out->messages[i].size = content_size;
+        text += content_size;
+    }
+    out->message_count = (uint32_t)from->n_messages;
+    return ODSI_OK;
+}
+
+static enum odsi_err read_messages(struct request *out, const Odsi__V1__GenerateRequest *from,
+                                   const uint8_t *data, size_t size)
+{
+    size_t text_size = 0;
+    if (from->n_messages == 0)
+        return ODSI_OK;
+    if (from->n_messages > LIMIT_CHAT_MESSAGES)
+        return odsi_fail(ODSI_ERR_INVALID, "messages: %zu of them; at most %u are allowed",
+                         from->n_messages, LIMIT_CHAT_MESSAGES);
+    for (size_t i = 0; i < from->n_messages; i++)
+        text_size += strlen(from->messages[i]->content);
+    enum odsi_err err = alloc_zeroed(&out->messages, from->n_messages, sizeof *out->messages);
+    if (err == ODSI_OK)
+        err = alloc_zeroed(&out->message_text, text_size, 1);
+    return err == ODSI_OK ? copy_messages(out, from, data, size) : err;
 }
 
 static enum odsi_err read_prompt(struct request *out, const Odsi__V1__GenerateRequest *from,
@@ -78,21 +168,13 @@ static enum odsi_err read_prompt(struct request *out, const Odsi__V1__GenerateRe
     if (!data)
         return odsi_fail(ODSI_ERR_NO_MEMORY, "no memory for the request");
     out->prompt_size = strlen(from->prompt);
-    if (prompt_size_on_wire(data, message->size) != out->prompt_size)
+    if (size_on_wire(data, message->size, PROMPT_FIELD) != out->prompt_size)
         return odsi_fail(ODSI_ERR_INVALID, "prompt: it has a NUL character at byte %zu",
                          out->prompt_size);
     enum odsi_err err = alloc_text(&out->prompt, from->prompt, out->prompt_size);
-    if (err != ODSI_OK || from->n_prompt_tokens == 0)
-        return err;
-    if (from->n_prompt_tokens > LIMIT_CONTEXT_MAX)
-        return odsi_fail(ODSI_ERR_INVALID, "prompt_tokens: %zu tokens; at most %u are allowed",
-                         from->n_prompt_tokens, LIMIT_CONTEXT_MAX);
-    err = alloc_zeroed(&out->prompt_tokens, from->n_prompt_tokens, sizeof(uint32_t));
-    if (err != ODSI_OK)
-        return err;
-    memcpy(out->prompt_tokens, from->prompt_tokens, from->n_prompt_tokens * sizeof(uint32_t));
-    out->prompt_token_count = (uint32_t)from->n_prompt_tokens;
-    return ODSI_OK;
+    if (err == ODSI_OK)
+        err = read_prompt_tokens(out, from);
+    return err == ODSI_OK ? read_messages(out, from, data, message->size) : err;
 }
 
 static enum odsi_err read_request(struct request *out, const Odsi__V1__GenerateRequest *from,

@@ -10,6 +10,8 @@ void request_free(struct request *self)
     alloc_free(self->model);
     alloc_free(self->prompt);
     alloc_free(self->prompt_tokens);
+    alloc_free(self->messages);
+    alloc_free(self->message_text);
     memset(self, 0, sizeof *self);
 }
 
@@ -31,9 +33,10 @@ enum odsi_err request_add_stop(struct request *self, const char *text, size_t si
 enum odsi_err request_check(struct request *self)
 {
     struct sampler_params *sampling = &self->sampling;
-    if (self->prompt_size > 0 && self->prompt_token_count > 0)
+    if ((self->prompt_size > 0) + (self->prompt_token_count > 0) + (self->message_count > 0) > 1)
         return odsi_fail(ODSI_ERR_INVALID,
-                         "prompt and prompt_tokens are both given; give one of them");
+                         "prompt, prompt_tokens and messages: more than one is given; give one of "
+                         "them");
     if (self->prompt_size > LIMIT_PROMPT_SIZE)
         return odsi_fail(ODSI_ERR_INVALID, "prompt: %zu bytes; at most %u are allowed",
                          self->prompt_size, LIMIT_PROMPT_SIZE);

@@ -5,6 +5,7 @@
 #include "common/base/limits.h"
 #include "worker/engine/sampler.h"
 #include "worker/engine/stop.h"
+#include "worker/model/chat_template.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -18,6 +19,9 @@ struct request {
     size_t prompt_size;
     uint32_t *prompt_tokens; /* [prompt_token_count], instead of prompt. Owned */
     uint32_t prompt_token_count;
+    struct chat_message *messages; /* [message_count], instead of prompt. Owned */
+    uint32_t message_count;
+    char *message_text;  /* of all messages, where their contents point to. Owned */
     uint32_t max_tokens; /* 0: until the model ends or its context is full */
     struct sampler_params sampling;
     struct stop_string stops[LIMIT_STOP_COUNT];

@@ -52,7 +52,7 @@ Test(request, takes_a_prompt_or_tokens_but_not_both)
     cr_expect_eq(request_check(&request), ODSI_OK);
     request.prompt_tokens = tokens;
     request.prompt_token_count = 2;
-    expect_invalid(&request, "prompt and prompt_tokens");
+    expect_invalid(&request, "more than one is given");
     request.prompt_size = 0;
     cr_expect_eq(request_check(&request), ODSI_OK);
     request.prompt_token_count = 0;
