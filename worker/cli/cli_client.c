@@ -10,16 +10,20 @@
 #include "worker/cli/cli_input.h"
 #include "worker/gateway/known_peers.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define REQUEST_SIZE_MAX (LIMIT_CONTROL_MESSAGE_SIZE + 4096u)
+/* The largest prompt or conversation, and what stands around it. */
+#define REQUEST_SIZE_MAX (LIMIT_CONTROL_MESSAGE_SIZE + 65536u)
 #define TEXT_SIZE_MAX    (64u << 20)
 /* The gateway ends an answer at its deadline and says why; the call itself waits a little longer
  * for that word. */
 #define DEADLINE_GRACE_US 1000000u
 #define SESSION_ID_SIZE   16u
+/* How soon a readable descriptor is seen: no human notices, and it costs nothing. */
+#define WATCH_US 20000u
 
 /* One answer being generated. */
 struct generation {
@@ -29,6 +33,7 @@ struct generation {
     const struct cli_answer_events *events;
     void *context;
     struct rpc_call *call; /* NULL before it is open */
+    int is_cancelled;
     uint64_t timeout_us;
     struct buf request;
 };
@@ -41,7 +46,9 @@ struct cli_client {
     char known_path[CLI_INPUT_PATH_SIZE];
     char refused[ODSI_ERR_TEXT_SIZE]; /* why accept_peer said no */
     struct generation *running;
-    int is_cancelled;
+    int is_cancelled; /* for good, by a signal */
+    struct rpc_timer watch;
+    int watched_fd;
 };
 
 /* ---- errors ---------------------------------------------------------------------------------- */
@@ -108,13 +115,20 @@ static int accept_peer(void *context, const struct digest *peer_id)
     return 0;
 }
 
+static void cancel_running(struct cli_client *self)
+{
+    for (struct generation *at = self->running; at; at = at->next) {
+        at->is_cancelled = 1;
+        if (at->call)
+            rpc_call_cancel(at->call);
+    }
+}
+
 static void cancel_all(void *context)
 {
     struct cli_client *self = context;
     self->is_cancelled = 1;
-    for (struct generation *at = self->running; at; at = at->next)
-        if (at->call)
-            rpc_call_cancel(at->call);
+    cancel_running(self);
 }
 
 static enum odsi_err open_identity(struct cli_client *self, const char *path)
@@ -478,7 +492,7 @@ static void generation_done(void *user, struct rpc_call *call, enum rpc_status s
     struct generation *self = user;
     struct cli_answer *answer = self->answer;
     (void)call;
-    if (self->client->is_cancelled && status != RPC_OK)
+    if (self->is_cancelled && status != RPC_OK)
         answer_fail(answer, odsi_fail(ODSI_ERR_CANCELLED, "cancelled"));
     else if (status != RPC_OK)
         answer_fail(answer, fail_status(self->client, status, text));
@@ -500,7 +514,7 @@ static void generation_start(void *context)
     struct generation *self = context;
     struct rpc_call *call = NULL;
     enum odsi_err err = ODSI_OK;
-    if (self->client->is_cancelled)
+    if (self->client->is_cancelled || self->is_cancelled)
         err = odsi_fail(ODSI_ERR_CANCELLED, "cancelled");
     if (err == ODSI_OK)
         err = rpc_call_open(&call, self->client->channel, "/odsi.v1.Inference/Generate",
@@ -530,6 +544,31 @@ static void *unconst(const void *pointer)
     return cast.to;
 }
 
+/* Packs request with these messages. */
+static enum odsi_err pack_messages(struct buf *out, Odsi__V1__GenerateRequest *request,
+                                   const struct cli_message *messages, uint32_t count)
+{
+    Odsi__V1__ChatMessage *packed = NULL;
+    Odsi__V1__ChatMessage **pointers = NULL;
+    enum odsi_err err = alloc_zeroed(&packed, count, sizeof *packed);
+    if (err == ODSI_OK)
+        err = alloc_zeroed(&pointers, count, sizeof(void *));
+    for (uint32_t i = 0; i < count && err == ODSI_OK; i++) {
+        odsi__v1__chat_message__init(&packed[i]);
+        packed[i].role = unconst(messages[i].role);
+        packed[i].content = messages[i].content;
+        pointers[i] = &packed[i];
+    }
+    if (err == ODSI_OK) {
+        request->n_messages = count;
+        request->messages = pointers;
+        err = rpc_pack(out, &request->base);
+    }
+    alloc_free(pointers);
+    alloc_free(packed);
+    return err;
+}
+
 static enum odsi_err pack_request(struct buf *out, const struct cli_request *from)
 {
     const struct cli_sampling *sampling = from->sampling;
@@ -553,7 +592,7 @@ static enum odsi_err pack_request(struct buf *out, const struct cli_request *fro
     request.n_stop = sampling->stop.count;
     request.ignore_end = sampling->ignore_end;
     request.deadline_ms = from->deadline_ms;
-    return rpc_pack(out, &request.base);
+    return pack_messages(out, &request, from->messages, from->message_count);
 }
 
 enum odsi_err cli_client_generate_start(struct cli_client *self, struct cli_answer *answer,
@@ -591,6 +630,24 @@ void cli_client_run(struct cli_client *self)
 {
     if (self->running)
         rpc_loop_run(self->loop);
+}
+
+static void watch(void *context)
+{
+    struct cli_client *self = context;
+    struct pollfd fd = {.fd = self->watched_fd, .events = POLLIN};
+    if (poll(&fd, 1, 0) > 0)
+        cancel_running(self);
+    else if (rpc_timer_start(&self->watch, self->loop, WATCH_US, watch, self) != ODSI_OK)
+        cancel_running(self); /* nobody could stop it any more */
+}
+
+void cli_client_run_until(struct cli_client *self, int fd)
+{
+    self->watched_fd = fd;
+    watch(self);
+    cli_client_run(self);
+    rpc_timer_cancel(&self->watch);
 }
 
 void cli_client_answer_free(struct cli_answer *answer)

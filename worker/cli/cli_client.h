@@ -7,6 +7,7 @@
 #include "common/base/err.h"
 #include "common/base/limits.h"
 #include "common/crypto/digest.h"
+#include "worker/cli/cli_chat.h"
 #include "worker/cli/cli_sampling.h"
 
 #include <stddef.h>
@@ -80,6 +81,8 @@ struct cli_request {
     const char *prompt;            /* UTF-8; NULL: prompt_tokens instead */
     const uint32_t *prompt_tokens; /* its count follows */
     uint32_t prompt_token_count;
+    const struct cli_message *messages; /* instead of both; its count follows */
+    uint32_t message_count;
     uint32_t max_tokens;  /* 0: until the model ends */
     uint32_t deadline_ms; /* 0: none */
     const struct cli_sampling *sampling;
@@ -139,5 +142,8 @@ ODSI_MUST_USE enum odsi_err cli_client_generate_start(struct cli_client *self,
                                                       void *context);
 /* Runs until every answer that was started is done. */
 void cli_client_run(struct cli_client *self);
+/* The same; all of them are cancelled (ODSI_ERR_CANCELLED) once fd is readable, such as a signalfd.
+ * fd is not read. */
+void cli_client_run_until(struct cli_client *self, int fd);
 void cli_client_answer_free(struct cli_answer *answer);
 #endif

@@ -6,6 +6,7 @@
 
 static const struct cmd commands[] = {
     {"generate", "continue a text through a swarm", cmd_generate_run},
+    {"chat", "talk with a model through a swarm", cmd_chat_run},
     {"local", "run a whole swarm on this machine", cmd_local_run},
     {"status", "show who serves which layers", cmd_status_run},
     {"bench", "measure the engine, or a swarm under load", cmd_bench_run},

@@ -21,6 +21,7 @@ const struct cmd *cmd_find(const char *name);
 const struct cmd *cmd_nearest(const char *name);
 
 int cmd_bench_run(int argc, char **argv);
+int cmd_chat_run(int argc, char **argv);
 int cmd_generate_run(int argc, char **argv);
 int cmd_identity_run(int argc, char **argv);
 int cmd_local_run(int argc, char **argv);
