@@ -5,6 +5,7 @@
 #include "common/base/limits.h"
 #include "worker/engine/forward.h"
 #include "worker/engine/kv_cache.h"
+#include "worker/engine/prefix_key.h"
 
 #include <string.h>
 
@@ -34,6 +35,8 @@ struct engine_session {
     uint32_t layer_end;
     uint32_t token_limit;
     uint32_t length;
+    struct digest *page_keys; /* [key_count] of the pages that it shares or will offer */
+    uint32_t key_count;
 };
 
 /* ---- opening and closing -------------------------------------------------------------------- */
@@ -98,33 +101,69 @@ void engine_close(struct engine **self_pointer)
     *self_pointer = NULL;
 }
 
-enum odsi_err engine_session_open(struct engine_session **out, struct engine *engine,
-                                  uint32_t layer_first, uint32_t layer_end, uint32_t token_limit)
+/* ---- sessions ------------------------------------------------------------------------------- */
+
+static enum odsi_err check_session(const struct engine *engine, uint32_t layer_first,
+                                   uint32_t layer_end, uint32_t token_limit,
+                                   const struct engine_prefix *prefix)
 {
-    struct engine_session *self = NULL;
     const struct model_span *span = engine->span;
-    *out = NULL;
     if (layer_first >= layer_end || layer_first < span->layer_first || layer_end > span->layer_end)
         return odsi_fail(ODSI_ERR_RANGE, "layers %u-%u: this worker holds %u-%u", layer_first,
                          layer_end - 1, span->layer_first, span->layer_end - 1);
     if (token_limit == 0 || token_limit > span->position_count)
         return odsi_fail(ODSI_ERR_RANGE, "a session of %u positions: this model has 1 to %u",
                          token_limit, span->position_count);
-    enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
+    if (prefix->prompt_count > token_limit ||
+        prefix->key_count > prefix->prompt_count / KV_PAGE_TOKENS)
+        return odsi_fail(ODSI_ERR_INVALID,
+                         "%u prefix keys for a prompt of %u tokens in a session of %u positions",
+                         prefix->key_count, prefix->prompt_count, token_limit);
+    return ODSI_OK;
+}
+
+static enum odsi_err take_pages(struct engine_session *self, const struct engine_prefix *prefix)
+{
+    const uint32_t held_max = prefix->prompt_count > 0 ? prefix->prompt_count - 1 : 0;
+    const enum odsi_err err =
+        alloc_zeroed(&self->page_keys, prefix->key_count, sizeof *self->page_keys);
     if (err != ODSI_OK)
         return err;
-    err = kv_cache_take(engine->cache, &self->table, token_limit);
-    if (err != ODSI_OK) {
-        alloc_free(self);
+    self->key_count = prefix->key_count;
+    prefix_key_pages(self->page_keys, &prefix->scope, self->layer_first, self->layer_end,
+                     prefix->keys, prefix->key_count);
+    return kv_cache_take(self->engine->cache, &self->table, self->token_limit, self->page_keys,
+                         self->key_count, held_max, &self->length);
+}
+
+enum odsi_err engine_session_open_prefix(struct engine_session **out, struct engine *engine,
+                                         uint32_t layer_first, uint32_t layer_end,
+                                         uint32_t token_limit, const struct engine_prefix *prefix)
+{
+    struct engine_session *self = NULL;
+    *out = NULL;
+    enum odsi_err err = check_session(engine, layer_first, layer_end, token_limit, prefix);
+    if (err == ODSI_OK)
+        err = alloc_zeroed(&self, 1, sizeof *self);
+    if (err != ODSI_OK)
         return err;
-    }
     self->engine = engine;
     self->layer_first = layer_first;
     self->layer_end = layer_end;
     self->token_limit = token_limit;
     engine->session_count++;
+    err = take_pages(self, prefix);
+    if (err != ODSI_OK)
+        engine_session_close(&self);
     *out = self;
-    return ODSI_OK;
+    return err;
+}
+
+enum odsi_err engine_session_open(struct engine_session **out, struct engine *engine,
+                                  uint32_t layer_first, uint32_t layer_end, uint32_t token_limit)
+{
+    static const struct engine_prefix none = {0};
+    return engine_session_open_prefix(out, engine, layer_first, layer_end, token_limit, &none);
 }
 
 void engine_session_close(struct engine_session **self)
@@ -133,6 +172,7 @@ void engine_session_close(struct engine_session **self)
         return;
     kv_cache_give((*self)->engine->cache, &(*self)->table);
     (*self)->engine->session_count--;
+    alloc_free((*self)->page_keys);
     alloc_free(*self);
     *self = NULL;
 }
@@ -142,10 +182,34 @@ uint32_t engine_session_length(const struct engine_session *self)
     return self->length;
 }
 
-void engine_session_truncate(struct engine_session *self, uint32_t length)
+enum odsi_err engine_session_begin_at(struct engine_session *self, uint32_t length)
+{
+    if (length > self->length)
+        return odsi_fail(ODSI_ERR_RANGE, "position %u: the session holds %u so far", length,
+                         self->length);
+    const enum odsi_err err = kv_cache_truncate(self->engine->cache, &self->table, length);
+    if (err == ODSI_OK)
+        self->length = length;
+    return err;
+}
+
+enum odsi_err engine_session_truncate(struct engine_session *self, uint32_t length)
 {
     ODSI_ASSERT(length <= self->length);
-    self->length = length;
+    const enum odsi_err err = engine_session_begin_at(self, length);
+    if (err == ODSI_OK && self->key_count > length / KV_PAGE_TOKENS)
+        self->key_count = length / KV_PAGE_TOKENS;
+    return err;
+}
+
+/* Offers the pages that have become whole. */
+static void publish_pages(struct engine_session *self)
+{
+    struct kv_table *table = &self->table;
+    while (table->shared_count < self->key_count &&
+           self->length / KV_PAGE_TOKENS > table->shared_count)
+        if (!kv_cache_publish(self->engine->cache, table, &self->page_keys[table->shared_count]))
+            self->key_count = table->shared_count; /* nor any page behind it */
 }
 
 /* ---- one batch ------------------------------------------------------------------------------ */
@@ -161,6 +225,7 @@ static enum odsi_err check_batch(const struct engine *self, const struct engine_
         ODSI_ASSERT(session->layer_first == steps[0].session->layer_first);
         ODSI_ASSERT(session->layer_end == steps[0].session->layer_end);
         ODSI_ASSERT(session->layer_first == 0 ? !!steps[i].tokens : !!steps[i].input);
+        ODSI_ASSERT(session->table.shared_count <= session->length / KV_PAGE_TOKENS);
         if (steps[i].token_count == 0 ||
             steps[i].token_count > session->token_limit - session->length)
             return odsi_fail(ODSI_ERR_RANGE, "%u positions from %u on: the session ends at %u",
@@ -307,9 +372,12 @@ static enum odsi_err store_rows(struct engine *self, struct engine_step *steps, 
             return err;
         row += step->token_count;
     }
-    for (uint32_t i = 0; i < step_count; i++)
-        if (steps[i].status == ODSI_OK)
-            steps[i].session->length += steps[i].token_count;
+    for (uint32_t i = 0; i < step_count; i++) {
+        if (steps[i].status != ODSI_OK)
+            continue;
+        steps[i].session->length += steps[i].token_count;
+        publish_pages(steps[i].session);
+    }
     return ODSI_OK;
 }
 
@@ -348,6 +416,11 @@ uint64_t engine_kv_tokens_free(const struct engine *self)
 uint64_t engine_kv_tokens_total(const struct engine *self)
 {
     return (uint64_t)kv_cache_pool(self->cache)->page_count * KV_PAGE_TOKENS;
+}
+
+uint64_t engine_kv_tokens_cached(const struct engine *self)
+{
+    return (uint64_t)kv_cache_cached_pages(self->cache) * KV_PAGE_TOKENS;
 }
 
 uint32_t engine_batch_tokens_max(const struct engine *self)

@@ -9,6 +9,7 @@
 #ifndef ODSI_WORKER_ENGINE_ENGINE_H
 #define ODSI_WORKER_ENGINE_ENGINE_H
 #include "common/base/err.h"
+#include "common/crypto/digest.h"
 #include "worker/model/model.h"
 
 #include <stdint.h>
@@ -34,11 +35,37 @@ void engine_close(struct engine **self);
 ODSI_MUST_USE enum odsi_err engine_session_open(struct engine_session **out, struct engine *engine,
                                                 uint32_t layer_first, uint32_t layer_end,
                                                 uint32_t token_limit);
+
+/* What a session begins with, and with whom it may share what is computed for that. */
+struct engine_prefix {
+    const struct digest *keys; /* [key_count] of the prompt's whole pages (prefix_key.h) */
+    uint32_t key_count;
+    uint32_t prompt_count; /* tokens of the prompt; at least key_count * KV_PAGE_TOKENS */
+    struct digest scope;   /* sessions of equal scopes trust each other's pages */
+};
+
+/* As engine_session_open; positions of the prompt that an earlier session of that scope and those
+ * layers computed are there at once (engine_session_length), but for the last one at least, so that
+ * there is something left to compute logits of. Memory that is shared is not reserved again. Pages
+ * are offered to later sessions as steps fill them: the keys are the caller's word for what it will
+ * feed. prefix is borrowed for the call. Errors: as above, ODSI_ERR_INVALID (more keys than the
+ * prompt has pages, a prompt beyond token_limit), those of the backend. */
+ODSI_MUST_USE enum odsi_err engine_session_open_prefix(struct engine_session **out,
+                                                       struct engine *engine, uint32_t layer_first,
+                                                       uint32_t layer_end, uint32_t token_limit,
+                                                       const struct engine_prefix *prefix);
+/* Before the first step: begins at an earlier position than it could, and computes the rest of the
+ * prompt again. Errors: ODSI_ERR_RANGE (length is beyond engine_session_length), ODSI_ERR_BUSY (no
+ * memory to compute it in now); the session is as it was. Those of the backend: the session is
+ * lost. */
+ODSI_MUST_USE enum odsi_err engine_session_begin_at(struct engine_session *self, uint32_t length);
 void engine_session_close(struct engine_session **self);
 /* Positions computed so far: the next step starts here. */
 uint32_t engine_session_length(const struct engine_session *self);
-/* Forgets positions from length on. length <= engine_session_length. */
-void engine_session_truncate(struct engine_session *self, uint32_t length);
+/* Forgets positions from length on. length <= engine_session_length; other tokens may follow, so
+ * nothing computed from there on is offered to others. Cannot fail but for pages that the session
+ * shares; errors: as engine_session_begin_at. */
+enum odsi_err engine_session_truncate(struct engine_session *self, uint32_t length);
 
 struct engine_step {
     struct engine_session *session; /* each at most once in a batch */
@@ -71,5 +98,7 @@ void engine_set_tap(struct engine *self,
 /* Positions that new sessions could reserve now, and in all. */
 uint64_t engine_kv_tokens_free(const struct engine *self);
 uint64_t engine_kv_tokens_total(const struct engine *self);
+/* Positions kept for sessions to come; they count as free. */
+uint64_t engine_kv_tokens_cached(const struct engine *self);
 uint32_t engine_batch_tokens_max(const struct engine *self);
 #endif

@@ -31,8 +31,9 @@ static enum odsi_err run_chunks(struct probe *probe, uint32_t token_count, float
     uint64_t used_us = 0;
     uint32_t count = 0;
     for (uint32_t i = 0; i <= STEPS_MAX && (i < 2 || used_us < TIME_US); i++) {
-        engine_session_truncate(probe->session, 0);
-        const enum odsi_err err = engine_run(probe->engine, &step, 1);
+        enum odsi_err err = engine_session_truncate(probe->session, 0);
+        if (err == ODSI_OK)
+            err = engine_run(probe->engine, &step, 1);
         if (err != ODSI_OK || step.status != ODSI_OK)
             return err != ODSI_OK ? err : step.status;
         if (i == 0) /* the first one warms caches and pages up */
