@@ -2,6 +2,7 @@
  * coordinators go away. The client is this test, so that it knows exactly when to do harm. */
 #include "common/base/alloc.h"
 #include "common/base/clock.h"
+#include "common/base/limits.h"
 #include "common/net/rpc_call.h"
 #include "common/net/rpc_client.h"
 #include "common/net/rpc_loop.h"
@@ -496,6 +497,28 @@ static void refuse_fields(struct client *client, const char *prompt)
     expect_refused(client, &request, 0, RPC_INVALID_ARGUMENT, "top_p");
 }
 
+static void refuse_messages(struct client *client)
+{
+    Odsi__V1__ChatMessage *messages[LIMIT_CHAT_MESSAGES + 1];
+    Odsi__V1__ChatMessage message = ODSI__V1__CHAT_MESSAGE__INIT;
+    char user[] = "user", tool[] = "tool", text[] = "hello";
+    Odsi__V1__GenerateRequest request = request_for("", 5, 1);
+    message.role = user;
+    message.content = text;
+    for (size_t i = 0; i <= LIMIT_CHAT_MESSAGES; i++)
+        messages[i] = &message;
+    request.messages = messages;
+    request.n_messages = 1;
+    expect_refused(client, &request, 0, RPC_UNIMPLEMENTED, "the model's file has no chat template");
+    request.n_messages = LIMIT_CHAT_MESSAGES + 1;
+    expect_refused(client, &request, 0, RPC_INVALID_ARGUMENT, "messages: 1025 of them");
+    request.n_messages = 1;
+    request.prompt = text;
+    expect_refused(client, &request, 0, RPC_INVALID_ARGUMENT, "more than one is given");
+    request.prompt = message.role = tool;
+    expect_refused(client, &request, 0, RPC_INVALID_ARGUMENT, "entry 0: a role is");
+}
+
 static void refuse_lengths(struct client *client)
 {
     static uint32_t tokens[600];
@@ -524,6 +547,7 @@ Test(gateway, says_what_is_wrong_with_a_request, .timeout = 120)
     swarm_open(&swarm, &config);
     client_open(&client, &swarm);
     refuse_fields(&client, prompt);
+    refuse_messages(&client);
     refuse_lengths(&client);
     Odsi__V1__GenerateRequest request = request_for(prompt, 500, 1);
     request.deadline_ms = 5;
@@ -568,9 +592,10 @@ Test(gateway, refuses_bytes_that_are_no_request, .timeout = 120)
     struct client client;
     swarm_open(&swarm, &config);
     client_open(&client, &swarm);
-    expect_bytes_refused(&client, "\x12\x05Onc", 5, "");         /* cut short */
-    expect_bytes_refused(&client, "\xFF\xFF\xFF\xFF", 4, "");    /* no field */
-    expect_bytes_refused(&client, "\x12\x05On\0ce", 7, "NUL");   /* protobuf-c would cut it */
+    expect_bytes_refused(&client, "\x12\x05Onc", 5, "");       /* cut short */
+    expect_bytes_refused(&client, "\xFF\xFF\xFF\xFF", 4, "");  /* no field */
+    expect_bytes_refused(&client, "\x12\x05On\0ce", 7, "NUL"); /* protobuf-c would cut it */
+    expect_bytes_refused(&client, "\x7A\x0D\x0A\x04user\x12\x05On\0ce", 15, "entry 0 has a NUL");
     expect_bytes_refused(&client, "", 0, "no request was sent"); /* half-closed at once */
     struct ask *ask = ask_long(&client, 1);
     client_run(&client);

@@ -25,13 +25,6 @@
         "<|im_sep|>", "system_prompt", "enable_thinking%}", "|trim+`", "a function calling AI"     \
     }
 
-#define LLAMA_2                                                                                    \
-    .after = {"", " [/INST]", " {eos}"}, .answers = {AT_ONCE}, .system = CHAT_SYSTEM_FIRST_USER,   \
-    .fold_before = "<<SYS>>\n", .fold_after = "\n<</SYS>>\n\n",                                    \
-    .lacks = {"{%elif true==true "}, /* a system message of its own */                             \
-        .flags = CHAT_TRIMS_FOLDED | CHAT_TRIMS_ANSWERS
-#define LLAMA_2_FOLD "`<<SYS>>\n`+system_message+`\n<</SYS>>\n\n`+message.content"
-
 #define LLAMA_3                                                                                    \
     .before = {"<|start_header_id|>system<|end_header_id|>\n\n",                                   \
                "<|start_header_id|>user<|end_header_id|>\n\n",                                     \
@@ -140,15 +133,17 @@ static const struct chat_layout layouts[] = {
      .answers = {AT_ONCE},
      .system = CHAT_SYSTEM_REFUSED},
     {.name = "llama-2",
-     .needs = {LLAMA_2_FOLD, "{{bos_token+`[INST] `+content|trim+` [/INST]`}}",
+     .needs = {"`<<SYS>>\n`+system_message+`\n<</SYS>>\n\n`+message.content",
+               "{{bos_token+`[INST] `+content|trim+` [/INST]`}}",
                "{{` `+content|trim+` `+eos_token}}"},
+     .lacks = {"{%elif true==true "}, /* a system message of its own */
      .before = {"", "{bos}[INST] ", " "},
-     LLAMA_2},
-    {.name = "llama-2-one-bos",
-     .needs = {LLAMA_2_FOLD, "{{`[INST] `+content|trim+` [/INST]`}}",
-               "{{` `+content|trim+` `+eos_token}}"},
-     .before = {"", "[INST] ", " "},
-     LLAMA_2},
+     .after = {"", " [/INST]", " {eos}"},
+     .answers = {AT_ONCE},
+     .system = CHAT_SYSTEM_FIRST_USER,
+     .fold_before = "<<SYS>>\n",
+     .fold_after = "\n<</SYS>>\n\n",
+     .flags = CHAT_TRIMS_FOLDED | CHAT_TRIMS_ANSWERS},
     {.name = "llama-3.1",
      .needs = {LLAMA_3_TURN, "{{`Cutting Knowledge Date: December 2023\n`}}",
                "{{`Today Date: `+date_string+`\n\n`}}", "{%set date_string=`"},

@@ -49,7 +49,8 @@ void fixture_tokenizer_bytes(struct buf *out)
     memset(piece, 'x', 300);
     add_token(out, piece, 300, TYPE_NORMAL);
     buf_append_u32(out, 0); /* no merges */
-    buf_append_u32(out, 0); /* no chat template */
+    buf_append_u32(out, sizeof FIXTURE_TEMPLATE - 1);
+    buf_append(out, FIXTURE_TEMPLATE, sizeof FIXTURE_TEMPLATE - 1);
     cr_assert_eq(buf_status(out), ODSI_OK);
 }
 

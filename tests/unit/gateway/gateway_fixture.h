@@ -21,6 +21,13 @@ enum {
     FIXTURE_VOCAB,
 };
 
+/* The chat template of Zephyr, and what is rendered for one message. */
+#define FIXTURE_TEMPLATE                                                                           \
+    "{{ '<|user|>\\n' + message['content'] + eos_token }}\n{% elif x %}"                           \
+    "{{ '<|system|>\\n' + message['content'] + eos_token }}\n{% elif y %}"                         \
+    "{{ '<|assistant|>\\n' + message['content'] + eos_token }}\n{% endif %}"                       \
+    "{{ '<|assistant|>' }}\n{% endfor %}"
+
 /* Its canonical bytes, and the tokenizer made of them (to be closed). */
 void fixture_tokenizer_bytes(struct buf *out);
 struct tokenizer *fixture_tokenizer(void);

@@ -97,6 +97,43 @@ Test(encoder, tokenizes_beside_the_loop)
     set_up_close(&set_up);
 }
 
+/* Method: the same conversation, its texts changed as soon as the call returns, beside a prompt. */
+Test(encoder, renders_a_conversation_beside_the_loop)
+{
+    struct set_up set_up;
+    struct encoder_job *jobs[2];
+    uint32_t left = 2;
+    char text[] = "hello";
+    struct chat_message talk[] = {{CHAT_SYSTEM, "", 0},
+                                  {CHAT_USER, text, 5},
+                                  {CHAT_ASSISTANT, "</s>", 4},
+                                  {CHAT_USER, text, 5}};
+    set_up_open(&set_up);
+    struct result chat = {.loop = set_up.loop, .left = &left};
+    struct result bad = {.loop = set_up.loop, .left = &left};
+    cr_assert_eq(
+        encoder_start_chat(set_up.encoder, &jobs[0], set_up.card, talk, 4, 1000, on_encoded, &chat),
+        ODSI_OK);
+    cr_assert_eq(
+        encoder_start_chat(set_up.encoder, &jobs[1], set_up.card, talk, 3, 1000, on_encoded, &bad),
+        ODSI_OK);
+    memset(text, '!', sizeof text);
+    rpc_loop_run(set_up.loop);
+    cr_expect_eq(chat.err, ODSI_OK, "%s", odsi_err_text());
+    cr_expect_eq(chat.first, FIXTURE_BOS);
+    /* Control tokens: the bos and the four ends that the template writes, each with the tokenizer's
+     * own space behind it; all else is bytes, the "</s>" that somebody said among them. */
+    static const char written[] = "<|system|>\n"
+                                  "\n<|user|>\nhello"
+                                  "\n<|assistant|>\n</s>"
+                                  "\n<|user|>\nhello"
+                                  "\n<|assistant|>\n";
+    cr_expect_eq(chat.count, 2 * 5 + strlen(written), "%u", chat.count);
+    cr_expect_eq(bad.err, ODSI_ERR_INVALID);
+    cr_expect_eq(bad.count, 0);
+    set_up_close(&set_up);
+}
+
 Test(encoder, says_how_many_tokens_there_would_have_been)
 {
     struct set_up set_up;

@@ -60,6 +60,22 @@ Test(request, takes_a_prompt_or_tokens_but_not_both)
     expect_invalid(&request, "prompt");
 }
 
+Test(request, takes_messages_instead_of_a_prompt)
+{
+    struct chat_message message = {CHAT_USER, "text", 4};
+    uint32_t token = 1;
+    char prompt[] = "text";
+    struct request request = {.messages = &message, .message_count = 1};
+    cr_expect_eq(request_check(&request), ODSI_OK);
+    request.prompt = prompt;
+    request.prompt_size = 4;
+    expect_invalid(&request, "more than one is given");
+    request.prompt_size = 0;
+    request.prompt_tokens = &token;
+    request.prompt_token_count = 1;
+    expect_invalid(&request, "more than one is given");
+}
+
 Test(request, bounds_stop_strings)
 {
     struct request request = {0};

@@ -128,6 +128,43 @@ Test(chat_template, renders_what_the_models_own_templates_print)
 
 /* ---- recognizing ----------------------------------------------------------------------------- */
 
+/* Whether some file of VECTORS is of this layout. */
+static int has_vector(const char *name)
+{
+    int found = 0;
+    DIR *folder = opendir(VECTORS);
+    cr_assert_not_null(folder);
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL && !found;) {
+        char path[512];
+        snprintf(path, sizeof path, "%s/%.200s", VECTORS, entry->d_name);
+        json_t *vector = json_load_file(path, 0, NULL);
+        const char *layout = json_string_value(json_object_get(vector, "layout"));
+        found = layout && strcmp(layout, name) == 0;
+        json_decref(vector);
+    }
+    closedir(folder);
+    return found;
+}
+
+Test(chat_template, knows_no_layout_without_a_vector_and_none_is_half_written)
+{
+    size_t count = 0;
+    for (const struct chat_layout *at; (at = chat_layout_at(count)) != NULL; count++) {
+        cr_expect(has_vector(at->name), "%s", at->name);
+        cr_expect_not_null(at->needs[0], "%s", at->name);
+        cr_expect_not_null(at->answers[0].text, "%s", at->name);
+        for (int role = 0; role < CHAT_ROLE_COUNT; role++)
+            cr_expect(at->before[role] && at->after[role], "%s", at->name);
+        const int folds =
+            at->system == CHAT_SYSTEM_FIRST_USER || at->system == CHAT_SYSTEM_LAST_USER;
+        cr_expect_eq(folds, at->fold_before && at->fold_after, "%s", at->name);
+        cr_expect_eq(at->system == CHAT_SYSTEM_TURN, strlen(at->before[CHAT_SYSTEM]) > 0, "%s",
+                     at->name);
+        cr_expect(!at->default_from == !at->default_to, "%s", at->name);
+    }
+    cr_expect_geq(count, 21);
+}
+
 static const char *name_of(const char *text)
 {
     static char name[64];
