@@ -89,6 +89,7 @@ $(BUILD)/obj/kernels/cpu/avx512_%.o: ISAFLAGS := $(AVX512FLAGS)
 # The reference compiled again where fma is one instruction (kernels/cpu/fma_loops.c).
 $(BUILD)/obj/kernels/cpu/fma_%.o: ISAFLAGS := -mfma
 $(BUILD)/obj/kernels/%.o: KERNELFLAGS := $(if $(SAN),-O2,-O3)
+$(BUILD)/obj/worker/model/quantizer%.o: KERNELFLAGS := $(if $(SAN),-O2,-O3)
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
