@@ -2,6 +2,7 @@
 
 #include "common/base/args.h"
 #include "common/base/buf.h"
+#include "kernels/quant.h"
 #include "worker/cli/cli_input.h"
 #include "worker/cli/cli_json.h"
 #include "worker/cli/cli_progress.h"
@@ -23,6 +24,7 @@ struct options {
     int is_json;
     int with_metadata;
     int with_tensors;
+    int is_pure;
 };
 
 static void show_progress(void *context, uint64_t done, uint64_t total)
@@ -34,16 +36,8 @@ static void show_progress(void *context, uint64_t done, uint64_t total)
 
 static const char *type_name(uint32_t type)
 {
-    switch (type) {
-    case TENSOR_F32:
-        return "f32";
-    case TENSOR_F16:
-        return "f16";
-    case TENSOR_Q8_0:
-        return "q8_0";
-    default:
-        return "other";
-    }
+    const char *name = quant_name(type);
+    return name ? name : gguf_type_name(type);
 }
 
 static void print_summary(const struct model *model)
@@ -167,22 +161,27 @@ static enum odsi_err inspect(const char *path, const struct options *options)
 
 /* ---- synth ----------------------------------------------------------------------------------- */
 
-static int read_type(const char *name, enum tensor_type *out)
+/* The mix that --type and --pure name. Returns 0 after saying what is wrong. */
+static int read_mix(const struct options *options, struct quant_mix *out)
 {
-    static const enum tensor_type types[] = {TENSOR_F32, TENSOR_F16, TENSOR_Q8_0};
-    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
-        if (strcmp(name, type_name(types[i])) == 0) {
-            *out = types[i];
-            return 1;
-        }
+    const struct quant_mix *mix = quant_mix_find(options->type);
+    if (mix) {
+        *out = options->is_pure ? quant_mix_pure(mix->type) : *mix;
+        return 1;
     }
+    struct buf names;
+    buf_init(&names, 4096);
+    for (mix = quant_mix_table(); mix->name; mix++)
+        buf_printf(&names, "%s%s", names.size ? ", " : "", mix->name);
+    (void)cli_input_usage(command_name, "--type must be one of %s", buf_text_view(&names));
+    buf_free(&names);
     return 0;
 }
 
 static int synth(const char *path, const struct options *options)
 {
     struct cli_progress progress;
-    enum tensor_type type = TENSOR_F32;
+    struct quant_mix mix;
     const struct synth_shape *shape = options->shape ? synth_shape_find(options->shape) : NULL;
     if (!shape) {
         struct buf names;
@@ -194,11 +193,11 @@ static int synth(const char *path, const struct options *options)
         buf_free(&names);
         return code;
     }
-    if (!read_type(options->type, &type))
-        return cli_input_usage(command_name, "--type must be f32, f16 or q8_0");
+    if (!read_mix(options, &mix))
+        return CMD_USAGE;
     cli_progress_init(&progress, stderr);
     const enum odsi_err err =
-        synth_write(path, shape, type, options->seed, show_progress, &progress);
+        synth_write_mix(path, shape, &mix, options->seed, show_progress, &progress);
     cli_progress_clear(&progress);
     return err == ODSI_OK ? CMD_OK : cli_input_failed(command_name, err);
 }
@@ -221,7 +220,8 @@ int cmd_model_run(int argc, char **argv)
         {"tensors", 0, ARGS_FLAG, &options.with_tensors, NULL, "inspect: every tensor", 0},
         {"json", 0, ARGS_FLAG, &options.is_json, NULL, "inspect: one object", 0},
         {"shape", 0, ARGS_TEXT, &options.shape, "S", "synth: such as llama-1.1b", 0},
-        {"type", 0, ARGS_TEXT, &options.type, "T", "synth: f32, f16 or q8_0 (q8_0)", 0},
+        {"type", 0, ARGS_TEXT, &options.type, "T", "synth: such as q4_k_m or f16 (q8_0)", 0},
+        {"pure", 0, ARGS_FLAG, &options.is_pure, NULL, "synth: every matrix of that type", 0},
         {"seed", 0, ARGS_U64, &options.seed, "N", "synth: same seed, same bytes (1)", 0},
         {NULL},
     };

@@ -1,278 +1,183 @@
-/* Every weight is a small integer q times a power of two that a block of 32 shares, so F32, F16 and
- * Q8_0 files of one shape and seed hold exactly the same numbers. Random bits come from splitmix64
- * by position, never from the state of a library. */
+/* Every weight is a small integer q times a power of two that a block of 32 shares: F32, F16, BF16
+ * and Q8_0 can hold that exactly. Random bits come from splitmix64 by position, never from the
+ * state of a library. */
 #include "worker/model/synth.h"
 
 #include "common/base/alloc.h"
-#include "common/base/buf.h"
+#include "common/base/limits.h"
+#include "kernels/cpu/pool.h"
 #include "kernels/det.h"
-#include "worker/model/arch.h"
-#include "worker/model/gguf_value.h"
+#include "kernels/quant.h"
+#include "worker/model/gguf_writer.h"
+#include "worker/model/quantizer.h"
+#include "worker/model/synth_tensor.h"
+#include "worker/model/synth_vocab.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
-#define ALIGNMENT       32u
-#define CHUNK_SIZE      (1u << 20)
-#define HEADER_SIZE_MAX (64u << 20)
-#define SPECIAL_COUNT   3u   /* <unk>, <s>, </s> */
-#define FIRST_MADE_UP   259u /* behind the specials and the 256 bytes */
-#define BLOCK           32u
-#define BLOCK_SIZE_MAX  (BLOCK * 4u)
+#define BLOCK       32u
+#define CHUNK_COUNT (1u << 20) /* weights drawn at once, at least a row */
 
-static const struct synth_shape shapes[] = {
-    {"llama-tiny", 256, 4, 8, 4, 32, 704, 2048, 1024, 1e-5f, 1e4f},
-    {"llama-160m", 768, 12, 12, 12, 64, 3072, 32000, 2048, 1e-6f, 1e4f},
-    {"llama-1.1b", 2048, 22, 32, 4, 64, 5632, 32000, 2048, 1e-5f, 1e4f},
-    {"llama-7b", 4096, 32, 32, 8, 128, 14336, 32000, 4096, 1e-5f, 1e4f},
-    {NULL},
-};
-
-const struct synth_shape *synth_shapes(void)
-{
-    return shapes;
-}
-
-const struct synth_shape *synth_shape_find(const char *name)
-{
-    for (const struct synth_shape *shape = shapes; shape->name; shape++)
-        if (strcmp(shape->name, name) == 0)
-            return shape;
-    return NULL;
-}
-
-/* ---- the header ----------------------------------------------------------------------------- */
-
-static void put_text(struct buf *out, const char *text)
-{
-    (void)buf_append_u64(out, strlen(text));
-    (void)buf_append_text(out, text);
-}
-
-static void put_key(struct buf *out, const char *key, enum gguf_value_type type)
-{
-    put_text(out, key);
-    (void)buf_append_u32(out, type);
-}
-
-static void put_u32(struct buf *out, const char *key, uint32_t value)
-{
-    put_key(out, key, GGUF_U32);
-    (void)buf_append_u32(out, value);
-}
-
-static void put_f32(struct buf *out, const char *key, float value)
-{
-    put_key(out, key, GGUF_F32);
-    (void)buf_append_u32(out, det_bits(value));
-}
-
-static void put_array(struct buf *out, const char *key, enum gguf_value_type type, uint64_t count)
-{
-    put_key(out, key, GGUF_ARRAY);
-    (void)buf_append_u32(out, type);
-    (void)buf_append_u64(out, count);
-}
-
-/* Token id as text: beyond the bytes, all words over space and a to z, the short ones first, so
- * that every longer one can be joined from two that are there. */
-static void put_piece(struct buf *out, uint32_t id)
-{
-    static const char *const specials[SPECIAL_COUNT] = {"<unk>", "<s>", "</s>"};
-    char letters[8];
-    char text[32] = "";
-    if (id < SPECIAL_COUNT) {
-        put_text(out, specials[id]);
-        return;
-    }
-    if (id < FIRST_MADE_UP) {
-        snprintf(text, sizeof text, "<0x%02X>", id - SPECIAL_COUNT);
-        put_text(out, text);
-        return;
-    }
-    uint32_t rest = id - FIRST_MADE_UP;
-    uint32_t length = 1;
-    for (uint32_t words = 27; rest >= words; words *= 27, length++)
-        rest -= words;
-    for (uint32_t i = length; i-- > 0; rest /= 27)
-        letters[i] = (char)(rest % 27);
-    for (uint32_t i = 0; i < length; i++) {
-        const size_t size = strlen(text);
-        if (letters[i] == 0)
-            memcpy(text + size, "\xe2\x96\x81", 4); /* U+2581, a space */
-        else
-            text[size] = (char)('a' + letters[i] - 1);
-    }
-    put_text(out, text);
-}
-
-/* Returns the number of keys. */
-static uint32_t put_vocabulary(struct buf *out, uint32_t count)
-{
-    put_key(out, "tokenizer.ggml.model", GGUF_TEXT);
-    put_text(out, "llama");
-    put_array(out, "tokenizer.ggml.tokens", GGUF_TEXT, count);
-    for (uint32_t id = 0; id < count; id++)
-        put_piece(out, id);
-    put_array(out, "tokenizer.ggml.scores", GGUF_F32, count);
-    for (uint32_t id = 0; id < count; id++)
-        (void)buf_append_u32(out,
-                             det_bits(id < FIRST_MADE_UP ? 0.0f : -(float)(id - FIRST_MADE_UP)));
-    put_array(out, "tokenizer.ggml.token_type", GGUF_I32, count);
-    for (uint32_t id = 0; id < count; id++)
-        (void)buf_append_u32(out, id == 0              ? 2
-                                  : id < SPECIAL_COUNT ? 3
-                                  : id < FIRST_MADE_UP ? 6
-                                                       : 1);
-    put_u32(out, "tokenizer.ggml.bos_token_id", 1);
-    put_u32(out, "tokenizer.ggml.eos_token_id", 2);
-    put_u32(out, "tokenizer.ggml.unknown_token_id", 0);
-    return 7;
-}
-
-static uint32_t put_keys(struct buf *out, const struct synth_shape *shape, enum tensor_type type)
-{
-    char name[128];
-    snprintf(name, sizeof name, "%s synthetic", shape->name);
-    put_key(out, "general.architecture", GGUF_TEXT);
-    put_text(out, "llama");
-    put_key(out, "general.name", GGUF_TEXT);
-    put_text(out, name);
-    put_u32(out, "general.alignment", ALIGNMENT);
-    put_u32(out, "general.file_type", type == TENSOR_Q8_0 ? 7 : (uint32_t)type);
-    put_u32(out, "llama.context_length", shape->context_length);
-    put_u32(out, "llama.embedding_length", shape->dim);
-    put_u32(out, "llama.block_count", shape->layer_count);
-    put_u32(out, "llama.feed_forward_length", shape->ffn_dim);
-    put_u32(out, "llama.attention.head_count", shape->head_count);
-    put_u32(out, "llama.attention.head_count_kv", shape->kv_head_count);
-    put_u32(out, "llama.attention.key_length", shape->head_dim);
-    put_u32(out, "llama.attention.value_length", shape->head_dim);
-    put_u32(out, "llama.rope.dimension_count", shape->head_dim);
-    put_f32(out, "llama.attention.layer_norm_rms_epsilon", shape->rms_eps);
-    put_f32(out, "llama.rope.freq_base", shape->rope_base);
-    return 15 + put_vocabulary(out, shape->vocab_size);
-}
-
-/* ---- which tensors, and how large ----------------------------------------------------------- */
-
-struct plan {
-    struct model_params params;
-    enum tensor_type type;
+struct synth {
+    const struct synth_shape *shape;
+    const struct quant_mix *mix;
     uint64_t seed;
+    struct gguf_writer *out;
+    struct quantizer *quantizer;
+    struct synth_tensor *tensors;
+    uint32_t tensor_count;
+    float *weights; /* [chunk] */
+    uint8_t *bytes; /* [chunk] as they go into the file */
+    uint64_t chunk; /* weights */
 };
 
-static uint32_t tensor_count(const struct plan *plan)
+/* ---- checks ---------------------------------------------------------------------------------- */
+
+static enum odsi_err check_range(const char *what, uint64_t value, uint64_t min, uint64_t max)
 {
-    return ARCH_ROLE_LAYER_FIRST +
-           plan->params.layer_count * (ARCH_ROLE_COUNT - ARCH_ROLE_LAYER_FIRST);
+    if (value >= min && value <= max)
+        return ODSI_OK;
+    return odsi_fail(ODSI_ERR_INVALID,
+                     "a model's %s cannot be %" PRIu64 ": it is within %" PRIu64 " to %" PRIu64,
+                     what, value, min, max);
 }
 
-/* The index-th tensor of the file: those that the model has once, then layer by layer. */
-static enum arch_role tensor_role(uint32_t index, uint32_t *layer)
+static enum odsi_err check_shape(const struct synth_shape *shape)
 {
-    const uint32_t per_layer = ARCH_ROLE_COUNT - ARCH_ROLE_LAYER_FIRST;
-    *layer = 0;
-    if (index < ARCH_ROLE_LAYER_FIRST)
-        return (enum arch_role)index;
-    *layer = (index - ARCH_ROLE_LAYER_FIRST) / per_layer;
-    return (enum arch_role)(ARCH_ROLE_LAYER_FIRST + (index - ARCH_ROLE_LAYER_FIRST) % per_layer);
-}
-
-static enum tensor_type type_of(const struct plan *plan, const struct arch_tensor *tensor)
-{
-    return tensor->is_norm ? TENSOR_F32 : plan->type;
-}
-
-/* Bytes of a tensor; plan_check made sure that there is an answer. */
-static uint64_t size_of(const struct plan *plan, const struct arch_tensor *tensor)
-{
-    const uint64_t dims[4] = {tensor->cols, tensor->rows, 1, 1};
-    uint64_t size = 0;
-    (void)gguf_tensor_size((uint32_t)type_of(plan, tensor), dims, &size);
-    return size;
-}
-
-static uint64_t padded(uint64_t size)
-{
-    return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-}
-
-/* Appends the description of every tensor; *data_size is what they take. */
-static void put_tensors(struct buf *out, const struct plan *plan, uint64_t *data_size)
-{
-    uint64_t offset = 0;
-    for (uint32_t i = 0; i < tensor_count(plan); i++) {
-        struct arch_tensor tensor;
-        uint32_t layer;
-        const enum arch_role role = tensor_role(i, &layer);
-        arch_tensor_of(&plan->params, role, layer, &tensor);
-        put_text(out, tensor.name);
-        (void)buf_append_u32(out, tensor.is_norm ? 1 : 2);
-        (void)buf_append_u64(out, tensor.cols);
-        if (!tensor.is_norm)
-            (void)buf_append_u64(out, tensor.rows);
-        (void)buf_append_u32(out, (uint32_t)type_of(plan, &tensor));
-        (void)buf_append_u64(out, offset);
-        offset += padded(size_of(plan, &tensor));
+    const struct {
+        const char *what;
+        uint64_t value, min, max;
+    } ranges[] = {
+        {"dimension", shape->dim, 1, LIMIT_DIM_MAX},
+        {"number of layers", shape->layer_count, 1, LIMIT_LAYERS_MAX},
+        {"number of heads", shape->head_count, 1, LIMIT_HEADS_MAX},
+        {"number of key-value heads", shape->kv_head_count, 1, shape->head_count},
+        {"head size", shape->head_dim, 2, LIMIT_HEAD_DIM_MAX},
+        {"feed-forward dimension", shape->ffn_dim, 1, LIMIT_FFN_MAX},
+        {"vocabulary", shape->vocab_size, synth_vocab_size_min(shape->vocabulary), LIMIT_VOCAB_MAX},
+        {"context length", shape->context_length, 1, LIMIT_CONTEXT_MAX},
+        {"number of experts", shape->expert_count, 0, 1024},
+        {"number of experts of a token", shape->expert_used_count, shape->expert_count > 0,
+         shape->expert_count},
+    };
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
+        const enum odsi_err err =
+            check_range(ranges[i].what, ranges[i].value, ranges[i].min, ranges[i].max);
+        if (err != ODSI_OK)
+            return err;
     }
-    *data_size = offset;
-}
-
-static enum odsi_err plan_make(struct plan *out, const struct synth_shape *shape,
-                               enum tensor_type type, uint64_t seed)
-{
-    *out = (struct plan){.params = {.arch = MODEL_ARCH_LLAMA,
-                                    .dim = shape->dim,
-                                    .layer_count = shape->layer_count,
-                                    .head_count = shape->head_count,
-                                    .kv_head_count = shape->kv_head_count,
-                                    .head_dim = shape->head_dim,
-                                    .ffn_dim = shape->ffn_dim,
-                                    .vocab_size = shape->vocab_size,
-                                    .context_length = shape->context_length,
-                                    .rms_eps = shape->rms_eps,
-                                    .rope_base = shape->rope_base},
-                         .type = type,
-                         .seed = seed};
-    if (type != TENSOR_F32 && type != TENSOR_F16 && type != TENSOR_Q8_0)
-        return odsi_fail(ODSI_ERR_INVALID, "weights can be F32, F16 or Q8_0");
-    if (arch_check(&out->params) != ODSI_OK)
-        return ODSI_ERR_INVALID; /* the sentence is there */
-    if (shape->vocab_size < FIRST_MADE_UP)
-        return odsi_fail(ODSI_ERR_INVALID, "a vocabulary takes at least %u tokens", FIRST_MADE_UP);
-    if (type == TENSOR_Q8_0 && (shape->dim % BLOCK != 0 || shape->ffn_dim % BLOCK != 0 ||
-                                shape->head_count * shape->head_dim % BLOCK != 0))
-        return odsi_fail(ODSI_ERR_INVALID, "Q8_0 takes dimensions that are multiples of %u", BLOCK);
+    if (shape->head_dim % 2 != 0 || shape->head_count % shape->kv_head_count != 0)
+        return odsi_fail(ODSI_ERR_INVALID,
+                         "%" PRIu32 " heads of %" PRIu32 " cannot turn in pairs and share %" PRIu32
+                         " key-value heads evenly",
+                         shape->head_count, shape->head_dim, shape->kv_head_count);
     return ODSI_OK;
 }
 
-static enum odsi_err make_header(struct buf *out, const struct plan *plan,
-                                 const struct synth_shape *shape, uint64_t *data_size)
+/* ---- metadata -------------------------------------------------------------------------------- */
+
+static const char *architecture_of(const struct synth_shape *shape)
 {
-    static const uint8_t zeros[ALIGNMENT];
-    struct buf keys;
-    buf_init(&keys, HEADER_SIZE_MAX);
-    const uint32_t key_count = put_keys(&keys, shape, plan->type);
-    (void)buf_append_text(out, "GGUF");
-    (void)buf_append_u32(out, 3);
-    (void)buf_append_u64(out, tensor_count(plan));
-    (void)buf_append_u64(out, key_count);
-    enum odsi_err err = buf_status(&keys);
-    if (err == ODSI_OK)
-        err = buf_append(out, keys.data, keys.size);
-    buf_free(&keys);
-    if (err != ODSI_OK)
-        return err;
-    put_tensors(out, plan, data_size);
-    return buf_append(out, zeros, (size_t)(padded(out->size) - out->size));
+    switch (shape->family) {
+    case SYNTH_QWEN2:
+        return "qwen2";
+    case SYNTH_QWEN3:
+        return shape->expert_count > 0 ? "qwen3moe" : "qwen3";
+    case SYNTH_GEMMA2:
+        return "gemma2";
+    case SYNTH_GEMMA3:
+        return "gemma3";
+    case SYNTH_PHI3:
+        return "phi3";
+    default:
+        return "llama";
+    }
 }
 
-/* ---- weights -------------------------------------------------------------------------------- */
+struct key {
+    char text[96];
+};
+
+static struct key key_of(const struct synth *self, const char *name)
+{
+    struct key key;
+    snprintf(key.text, sizeof key.text, "%s.%s", architecture_of(self->shape), name);
+    return key;
+}
+
+static void put_u32(struct synth *self, const char *name, uint32_t value)
+{
+    gguf_writer_u32(self->out, key_of(self, name).text, value);
+}
+
+static void put_f32(struct synth *self, const char *name, float value)
+{
+    gguf_writer_f32(self->out, key_of(self, name).text, value);
+}
+
+static void put_size_of_head(struct synth *self)
+{
+    const struct synth_shape *shape = self->shape;
+    if (shape->family != SYNTH_QWEN2 && shape->family != SYNTH_PHI3) {
+        put_u32(self, "attention.key_length", shape->head_dim);
+        put_u32(self, "attention.value_length", shape->head_dim);
+    }
+    if (shape->family == SYNTH_LLAMA || shape->family == SYNTH_PHI3)
+        put_u32(self, "rope.dimension_count", shape->head_dim);
+}
+
+/* Keys that only some families have, or that say something else than the default. */
+static void put_special_keys(struct synth *self)
+{
+    const struct synth_shape *shape = self->shape;
+    if (shape->expert_count > 0) {
+        put_u32(self, "expert_count", shape->expert_count);
+        put_u32(self, "expert_used_count", shape->expert_used_count);
+        if (shape->family == SYNTH_QWEN3)
+            put_u32(self, "expert_feed_forward_length", shape->ffn_dim);
+    }
+    if (shape->window > 0)
+        put_u32(self, "attention.sliding_window", shape->window);
+    if (shape->attention_softcap > 0.0f)
+        put_f32(self, "attn_logit_softcapping", shape->attention_softcap);
+    if (shape->logit_softcap > 0.0f)
+        put_f32(self, "final_logit_softcapping", shape->logit_softcap);
+    if (shape->rope_linear > 0.0f) {
+        gguf_writer_text(self->out, key_of(self, "rope.scaling.type").text, "linear");
+        put_f32(self, "rope.scaling.factor", shape->rope_linear);
+    }
+    if (shape->rope_original_length > 0) {
+        put_u32(self, "rope.scaling.original_context_length", shape->rope_original_length);
+        put_f32(self, "rope.scaling.attn_factor", 1.1875f);
+    }
+}
+
+static void put_keys(struct synth *self)
+{
+    const struct synth_shape *shape = self->shape;
+    char name[128];
+    snprintf(name, sizeof name, "%s synthetic", shape->name);
+    gguf_writer_text(self->out, "general.architecture", architecture_of(shape));
+    gguf_writer_text(self->out, "general.name", name);
+    gguf_writer_u32(self->out, "general.file_type", self->mix->file_type);
+    if (quant_is_quantized(self->mix->type))
+        gguf_writer_u32(self->out, "general.quantization_version", 2);
+    put_u32(self, "context_length", shape->context_length);
+    put_u32(self, "embedding_length", shape->dim);
+    put_u32(self, "block_count", shape->layer_count);
+    put_u32(self, "feed_forward_length", shape->ffn_dim);
+    put_u32(self, "attention.head_count", shape->head_count);
+    put_u32(self, "attention.head_count_kv", shape->kv_head_count);
+    put_f32(self, "attention.layer_norm_rms_epsilon", shape->rms_eps);
+    put_f32(self, "rope.freq_base", shape->rope_base);
+    put_size_of_head(self);
+    put_special_keys(self);
+    synth_vocab_write(self->out, shape->vocabulary, shape->vocab_size);
+}
+
+/* ---- weights --------------------------------------------------------------------------------- */
 
 /* splitmix64: the position-th output of the generator that starts at seed. */
 static uint64_t random_at(uint64_t seed, uint64_t position)
@@ -287,21 +192,16 @@ static uint64_t random_at(uint64_t seed, uint64_t position)
 struct drawing {
     uint64_t seed;
     uint32_t exponent; /* a block's scale is 2^-exponent or half of it */
-    enum tensor_type type;
-    int is_norm;
+    enum synth_draw draw;
+    float gain;
+    uint64_t count; /* of weights */
 };
 
-/* The scale that makes a product of unit inputs come out near 1: q has a deviation of 73.6 and the
- * two scales average to 0.79, together 58. What is added to the residual stream is smaller by the
- * number of such additions; an embedding is near 1 itself. Found in integers: 4^exponent is within
- * a factor of two of the squared inverse. */
-static uint32_t exponent_of(const struct plan *plan, enum arch_role role, uint32_t cols)
+/* Such that the deviation is that of the tensor: q has one of 73.6 and the two scales average to
+ * 0.79, together 58. Found in integers: 4^exponent is within a factor of two of the square. */
+static uint32_t exponent_of(const struct synth_tensor *tensor)
 {
-    uint64_t inverse = UINT64_C(58) * 58;
-    if (role != ARCH_EMBED)
-        inverse *= cols;
-    if (role == ARCH_O || role == ARCH_DOWN)
-        inverse *= 2 * (uint64_t)plan->params.layer_count;
+    const uint64_t inverse = UINT64_C(58) * 58 * tensor->inverse;
     uint32_t exponent = 0;
     while (UINT64_C(2) << (2 * exponent) < inverse)
         exponent++;
@@ -314,16 +214,9 @@ static uint16_t f16_of_power(uint32_t exponent)
     return (uint16_t)(exponent < 15 ? (15 - exponent) << 10 : 1u << (24 - exponent));
 }
 
-static void store_u32(uint8_t *to, uint32_t value)
+/* The integers of the index-th block of 32 weights; returns the exponent of its scale. */
+static uint32_t draw_block(const struct drawing *drawing, uint64_t index, int8_t q[BLOCK])
 {
-    for (int i = 0; i < 4; i++)
-        to[i] = (uint8_t)(value >> (8 * i));
-}
-
-/* Writes the index-th block of 32 weights; returns its bytes. */
-static size_t draw_block(const struct drawing *drawing, uint64_t index, uint8_t *out)
-{
-    int8_t q[BLOCK];
     for (uint32_t i = 0; i < BLOCK; i += 8) {
         const uint64_t bits = random_at(drawing->seed, 5 * index + 1 + i / 8);
         for (uint32_t k = 0; k < 8; k++) {
@@ -331,138 +224,144 @@ static size_t draw_block(const struct drawing *drawing, uint64_t index, uint8_t 
             q[i + k] = (int8_t)(byte == 0x80 ? -127 : byte < 0x80 ? byte : byte - 256);
         }
     }
-    const uint32_t exponent =
-        drawing->exponent + (uint32_t)(random_at(drawing->seed, 5 * index) & 1);
-    if (drawing->type == TENSOR_Q8_0) {
-        const uint16_t scale = f16_of_power(exponent);
+    return drawing->exponent + (uint32_t)(random_at(drawing->seed, 5 * index) & 1);
+}
+
+/* From 1 in the first third to gain in the last. */
+static float factor_at(const struct drawing *drawing, uint64_t index)
+{
+    const float at = (float)(3 * index) / (float)drawing->count - 1.0f;
+    const float part = at < 0.0f ? 0.0f : at > 1.0f ? 1.0f : at;
+    return 1.0f + part * (drawing->gain - 1.0f);
+}
+
+/* Weights [first, first + count), first a multiple of 32. */
+static void draw_floats(const struct drawing *drawing, uint64_t first, uint64_t count, float *out)
+{
+    for (uint64_t at = 0; at < count; at += BLOCK) {
+        int8_t q[BLOCK];
+        const uint32_t exponent = draw_block(drawing, (first + at) / BLOCK, q);
+        const float scale = det_from_bits((127 - exponent) << 23);
+        const uint64_t part = count - at < BLOCK ? count - at : BLOCK;
+        for (uint64_t i = 0; i < part; i++) {
+            switch (drawing->draw) {
+            case SYNTH_MATRIX:
+                out[at + i] = (float)q[i] * scale;
+                break;
+            case SYNTH_NORM:
+                out[at + i] = drawing->gain * (1.0f + (float)q[i] / 512.0f);
+                break;
+            case SYNTH_BIAS:
+                out[at + i] = (float)q[i] / 256.0f;
+                break;
+            case SYNTH_FACTORS:
+                out[at + i] = factor_at(drawing, first + at + i);
+                break;
+            }
+        }
+    }
+}
+
+static void draw_q8(const struct drawing *drawing, uint64_t first, uint64_t count, uint8_t *out)
+{
+    for (uint64_t at = 0; at < count; at += BLOCK, out += BLOCK + 2) {
+        int8_t q[BLOCK];
+        const uint16_t scale = f16_of_power(draw_block(drawing, (first + at) / BLOCK, q));
         out[0] = (uint8_t)scale;
         out[1] = (uint8_t)(scale >> 8);
         memcpy(out + 2, q, BLOCK);
-        return BLOCK + 2;
     }
-    const float scale = det_from_bits((127 - exponent) << 23);
-    const size_t size = drawing->type == TENSOR_F16 ? 2 : 4;
-    for (uint32_t i = 0; i < BLOCK; i++) {
-        const float value = drawing->is_norm ? 1.0f + (float)q[i] / 512.0f : (float)q[i] * scale;
-        if (drawing->type == TENSOR_F16) {
-            const uint16_t half = det_f16_from_f32(value);
-            out[2 * i] = (uint8_t)half;
-            out[2 * i + 1] = (uint8_t)(half >> 8);
+}
+
+/* ---- the file -------------------------------------------------------------------------------- */
+
+static enum tensor_type type_of(const struct synth *self, const struct synth_tensor *tensor)
+{
+    const struct quant_mix_model model = {.layer_count = self->shape->layer_count,
+                                          .head_count = self->shape->head_count,
+                                          .kv_head_count = self->shape->kv_head_count,
+                                          .expert_count = self->shape->expert_count,
+                                          .is_tied = self->shape->is_tied};
+    return quant_mix_type(self->mix, &model, tensor->name, tensor->dim_count, tensor->dims);
+}
+
+static enum odsi_err put_weights(struct synth *self, uint32_t index)
+{
+    const struct synth_tensor *tensor = &self->tensors[index];
+    const enum tensor_type type = type_of(self, tensor);
+    const uint64_t cols = tensor->dims[0];
+    const uint64_t row_count = tensor->dims[1] * tensor->dims[2];
+    const struct drawing drawing = {.seed = random_at(self->seed, index),
+                                    .exponent = exponent_of(tensor),
+                                    .draw = tensor->draw,
+                                    .gain = tensor->gain,
+                                    .count = row_count * cols};
+    /* Whole rows, and whole blocks of 32: a row may end inside one. */
+    const uint64_t rows_max = self->chunk / cols / BLOCK * BLOCK;
+    enum odsi_err err = ODSI_OK;
+    for (uint64_t row = 0; row < row_count && err == ODSI_OK; row += rows_max) {
+        const uint64_t rows = row_count - row < rows_max ? row_count - row : rows_max;
+        if (type == TENSOR_Q8_0) {
+            draw_q8(&drawing, row * cols, rows * cols, self->bytes);
         } else {
-            store_u32(out + 4 * i, det_bits(value));
+            draw_floats(&drawing, row * cols, rows * cols, self->weights);
+            err = quantizer_rows(self->quantizer, type, self->weights, rows, (uint32_t)cols,
+                                 self->bytes);
         }
+        if (err == ODSI_OK)
+            err = gguf_writer_data(self->out, self->bytes,
+                                   rows * quant_row_size(type, (uint32_t)cols));
     }
-    return size * BLOCK;
+    return err;
 }
 
-/* ---- writing -------------------------------------------------------------------------------- */
-
-struct writer {
-    int fd;
-    const char *path;
-    uint8_t *chunk;
-    size_t used;
-    uint64_t done, total;
-    void (*progress)(void *context, uint64_t done, uint64_t total);
-    void *context;
-};
-
-static enum odsi_err cannot_write(const char *path)
+static enum odsi_err write_all(struct synth *self)
 {
-    return odsi_fail(ODSI_ERR_IO, "cannot write %s: %s", path, strerror(errno));
+    put_keys(self);
+    for (uint32_t i = 0; i < self->tensor_count; i++)
+        gguf_writer_tensor(self->out, self->tensors[i].name, type_of(self, &self->tensors[i]),
+                           self->tensors[i].dim_count, self->tensors[i].dims);
+    enum odsi_err err = gguf_writer_begin(self->out);
+    for (uint32_t i = 0; i < self->tensor_count && err == ODSI_OK; i++)
+        err = put_weights(self, i);
+    return err == ODSI_OK ? gguf_writer_finish(self->out) : err;
 }
 
-static enum odsi_err flush(struct writer *self)
+/* Room for 32 of the longest rows, and for CHUNK_COUNT weights. */
+static enum odsi_err make_room(struct synth *self)
 {
-    for (size_t at = 0; at < self->used;) {
-        const ssize_t written = write(self->fd, self->chunk + at, self->used - at);
-        if (written < 0 && errno == EINTR)
-            continue;
-        if (written < 0)
-            return cannot_write(self->path);
-        at += (size_t)written;
-    }
-    if (self->used == 0)
-        return ODSI_OK;
-    self->done += self->used;
-    self->used = 0;
-    if (self->progress)
-        self->progress(self->context, self->done, self->total);
-    return ODSI_OK;
+    self->chunk = CHUNK_COUNT;
+    for (uint32_t i = 0; i < self->tensor_count; i++)
+        if (self->tensors[i].dims[0] * BLOCK > self->chunk)
+            self->chunk = self->tensors[i].dims[0] * BLOCK;
+    enum odsi_err err = alloc_zeroed(&self->weights, self->chunk, sizeof *self->weights);
+    if (err == ODSI_OK)
+        err = alloc_zeroed(&self->bytes, self->chunk, sizeof(float));
+    return err;
 }
 
-static enum odsi_err put(struct writer *self, const uint8_t *data, size_t size)
+enum odsi_err synth_write_mix(const char *path, const struct synth_shape *shape,
+                              const struct quant_mix *mix, uint64_t seed,
+                              void (*progress)(void *context, uint64_t done, uint64_t total),
+                              void *context)
 {
-    while (size > 0) {
-        const size_t room = CHUNK_SIZE - self->used;
-        const size_t part = size < room ? size : room;
-        memcpy(self->chunk + self->used, data, part);
-        self->used += part;
-        data += part;
-        size -= part;
-        if (self->used == CHUNK_SIZE) {
-            const enum odsi_err err = flush(self);
-            if (err != ODSI_OK)
-                return err;
-        }
-    }
-    return ODSI_OK;
-}
-
-static enum odsi_err put_weights(struct writer *self, const struct plan *plan, uint32_t index)
-{
-    static const uint8_t zeros[ALIGNMENT];
-    struct arch_tensor tensor;
-    uint32_t layer;
-    const enum arch_role role = tensor_role(index, &layer);
-    arch_tensor_of(&plan->params, role, layer, &tensor);
-    const struct drawing drawing = {.seed = random_at(plan->seed, index),
-                                    .exponent = exponent_of(plan, role, tensor.cols),
-                                    .type = type_of(plan, &tensor),
-                                    .is_norm = tensor.is_norm};
-    const uint64_t size = size_of(plan, &tensor);
-    uint64_t at = 0;
-    for (uint64_t block = 0; at < size; block++) {
-        uint8_t bytes[BLOCK_SIZE_MAX];
-        size_t part = draw_block(&drawing, block, bytes);
-        if (part > size - at)
-            part = (size_t)(size - at); /* the last block of a vector may be cut */
-        const enum odsi_err err = put(self, bytes, part);
-        if (err != ODSI_OK)
-            return err;
-        at += part;
-    }
-    return put(self, zeros, (size_t)(padded(size) - size));
-}
-
-static enum odsi_err write_all(struct writer *self, const struct plan *plan,
-                               const struct buf *header)
-{
-    enum odsi_err err = put(self, header->data, header->size);
-    for (uint32_t i = 0; i < tensor_count(plan) && err == ODSI_OK; i++)
-        err = put_weights(self, plan, i);
-    return err == ODSI_OK ? flush(self) : err;
-}
-
-/* Writes part and gives it the name path; on any error neither is there. */
-static enum odsi_err write_file(struct writer *self, const struct plan *plan,
-                                const struct buf *header, const char *path)
-{
-    self->fd = open(self->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (self->fd < 0 && errno == EEXIST)
-        return odsi_fail(ODSI_ERR_EXISTS,
-                         "%s is there: another program writes it, or one that "
-                         "did was stopped; delete it",
-                         self->path);
-    if (self->fd < 0)
-        return cannot_write(self->path);
-    enum odsi_err err = write_all(self, plan, header);
-    if (close(self->fd) != 0 && err == ODSI_OK)
-        err = cannot_write(self->path);
-    if (err == ODSI_OK && rename(self->path, path) != 0)
-        err = cannot_write(path);
-    if (err != ODSI_OK)
-        unlink(self->path);
+    struct synth self = {.shape = shape, .mix = mix, .seed = seed};
+    enum odsi_err err = check_shape(shape);
+    if (err == ODSI_OK)
+        err = synth_tensor_list(&self.tensors, &self.tensor_count, shape);
+    if (err == ODSI_OK)
+        err = make_room(&self);
+    if (err == ODSI_OK)
+        err = quantizer_open(&self.quantizer, pool_cpu_count());
+    if (err == ODSI_OK)
+        err = gguf_writer_open(&self.out, path, progress, context);
+    if (err == ODSI_OK)
+        err = write_all(&self);
+    gguf_writer_close(&self.out);
+    quantizer_close(&self.quantizer);
+    alloc_free(self.bytes);
+    alloc_free(self.weights);
+    alloc_free(self.tensors);
     return err;
 }
 
@@ -471,27 +370,8 @@ enum odsi_err synth_write(const char *path, const struct synth_shape *shape, enu
                           void (*progress)(void *context, uint64_t done, uint64_t total),
                           void *context)
 {
-    struct plan plan;
-    struct buf header, part;
-    struct writer writer = {.progress = progress, .context = context};
-    buf_init(&header, 2 * (size_t)HEADER_SIZE_MAX);
-    buf_init(&part, 65536);
-    enum odsi_err err = plan_make(&plan, shape, type, seed);
-    if (err == ODSI_OK && access(path, F_OK) == 0)
-        err = odsi_fail(ODSI_ERR_EXISTS, "%s is there already", path);
-    if (err == ODSI_OK)
-        err = make_header(&header, &plan, shape, &writer.total);
-    if (err == ODSI_OK)
-        err = buf_printf(&part, "%s.part", path);
-    if (err == ODSI_OK)
-        err = alloc_zeroed(&writer.chunk, CHUNK_SIZE, 1);
-    if (err == ODSI_OK) {
-        writer.total += header.size;
-        writer.path = buf_text_view(&part);
-        err = write_file(&writer, &plan, &header, path);
-    }
-    alloc_free(writer.chunk);
-    buf_free(&part);
-    buf_free(&header);
-    return err;
+    if (!quant_is_known((uint32_t)type))
+        return odsi_fail(ODSI_ERR_INVALID, "weights cannot be of type %u", (unsigned)type);
+    const struct quant_mix mix = quant_mix_pure(type);
+    return synth_write_mix(path, shape, &mix, seed, progress, context);
 }
