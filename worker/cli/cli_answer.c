@@ -108,10 +108,11 @@ enum odsi_err cli_answer_print_json(struct cli_answer *answer)
                   "total_us", cli_json_u64(answer->total_us), "tokens_per_s",
                   cli_json_f64(cli_answer_tokens_per_s(answer)));
     return cli_json_print(
-        json_pack("{s:s, s:o, s:I, s:I, s:o, s:o, s:o, s:s, s:o, s:o, s:o}", "session",
+        json_pack("{s:s, s:o, s:I, s:I, s:I, s:o, s:o, s:o, s:s, s:o, s:o, s:o}", "session",
                   answer->session, "model_id", cli_json_digest(&answer->model_id), "numerics",
                   (json_int_t)answer->numerics_version, "prompt_tokens",
-                  (json_int_t)answer->prompt_token_count, "tokens",
+                  (json_int_t)answer->prompt_token_count, "reused_tokens",
+                  (json_int_t)answer->reused_token_count, "tokens",
                   cli_json_ids(answer->tokens, answer->token_count), "logprobs",
                   logprobs_json(answer), "text", cli_json_text(text, answer->text.size),
                   "finish_reason", answer->finish_reason, "seed", cli_json_u64(answer->seed),

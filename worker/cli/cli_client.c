@@ -454,6 +454,7 @@ static enum odsi_err add_summary(struct cli_answer *answer, const Odsi__V1__Summ
     copy_digest(&answer->model_id, &from->model_id);
     answer->numerics_version = from->numerics_version;
     answer->prompt_token_count = from->prompt_token_count;
+    answer->reused_token_count = from->reused_token_count;
     answer->new_token_count = from->new_token_count;
     answer->seed = from->seed;
     answer->first_token_us = from->first_token_us;

@@ -116,6 +116,7 @@ struct cli_answer {
     struct digest model_id;
     uint32_t numerics_version;
     uint32_t prompt_token_count;
+    uint32_t reused_token_count; /* of the prompt */
     uint32_t new_token_count;
     uint64_t seed;
     uint64_t first_token_us;

@@ -263,7 +263,8 @@ static void on_event(void *user, const struct worker_link_event *event)
     enum odsi_err err = ODSI_OK;
     switch (event->kind) {
     case WORKER_LINK_OPENED:
-        err = generate_opened(self->generate, stage->index, event->epoch, now_us);
+        err =
+            generate_opened(self->generate, stage->index, event->epoch, event->held_count, now_us);
         break;
     case WORKER_LINK_TOKEN:
         err = generate_token(self->generate, stage->index, &event->token, now_us);
@@ -319,6 +320,9 @@ static void open_stage(struct answer *self, const struct generate_action *action
         .stage = action->stage,
         .token_limit = self->token_count + self->new_tokens_max,
         .step_budget_us = action->budget_us,
+        .prompt_count = action->prompt_count,
+        .prefix_keys = action->prefix_keys,
+        .prefix_count = action->prefix_count,
         .sampling = request->sampling,
         .penalty_tokens = action->tokens,
         .penalty_count = action->token_count,
@@ -515,6 +519,7 @@ static enum odsi_err make_machine(struct answer *self)
         .stops = request->stops,
         .stop_count = request->stop_count,
         .penalty_window = request->sampling.penalty_window,
+        .prefix_seed = self->context->prefix_seed,
         .start_us = self->start_us,
         .deadline_us = self->deadline_us,
         .open_timeout_us = self->context->open_timeout_us,

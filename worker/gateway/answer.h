@@ -28,6 +28,8 @@ struct answer_context {
     struct model_fetch *models;
     struct encoder *encoder;
     struct path_random random;
+    struct digest
+        prefix_seed; /* random: only this gateway can tell what its prefix keys stand for */
     uint64_t open_timeout_us;
     uint64_t stall_timeout_us;
     uint32_t reroute_max;

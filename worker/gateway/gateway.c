@@ -5,6 +5,7 @@
 #include "common/base/log.h"
 #include "worker/gateway/directory_client.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -27,6 +28,14 @@ struct gateway {
     void (*on_closed)(void *context);
     void *closed_context;
 };
+
+/* Guessable, it would let workers test guesses at a prompt. */
+static enum odsi_err make_seed(struct digest *out)
+{
+    if (getrandom(out->bytes, sizeof out->bytes, 0) == (ssize_t)sizeof out->bytes)
+        return ODSI_OK;
+    return odsi_fail(ODSI_ERR_IO, "the system gives no random bytes: %s", strerror(errno));
+}
 
 static uint32_t random_next(void *context)
 {
@@ -128,7 +137,9 @@ enum odsi_err gateway_open(struct gateway **out, const struct gateway_config *co
     if (err != ODSI_OK)
         return err;
     self->config = *config;
-    err = open_parts(self);
+    err = make_seed(&self->answers.prefix_seed);
+    if (err == ODSI_OK)
+        err = open_parts(self);
     if (err != ODSI_OK) {
         directory_client_close(&self->directory_client, NULL, NULL);
         worker_link_client_close(&self->links, NULL, NULL);
@@ -143,6 +154,7 @@ enum odsi_err gateway_open(struct gateway **out, const struct gateway_config *co
         .models = self->fetch,
         .encoder = self->encoder,
         .random = {random_next, NULL},
+        .prefix_seed = self->answers.prefix_seed,
         .open_timeout_us = config->open_timeout_us,
         .stall_timeout_us = config->stall_timeout_us,
         .reroute_max = REROUTE_MAX,

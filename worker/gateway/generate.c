@@ -2,6 +2,7 @@
 
 #include "common/base/alloc.h"
 #include "common/base/assert.h"
+#include "worker/engine/prefix_key.h"
 #include "worker/gateway/text_stream.h"
 
 #include <math.h>
@@ -37,13 +38,17 @@ struct generate {
 
     struct generate_stage stages[LIMIT_STAGES_MAX];
     enum stage_state stage_states[LIMIT_STAGES_MAX];
+    uint32_t held_counts[LIMIT_STAGES_MAX];      /* positions that each holds, once it is ready */
     uint64_t stage_budgets_us[LIMIT_STAGES_MAX]; /* of a decode step */
     struct hop_sum sums[LIMIT_STAGES_MAX];
     uint32_t stage_count;
     uint32_t epoch;
-    uint32_t chunk_count;    /* positions in one step of the prompt */
-    uint32_t sent_count;     /* positions sent to the first stage */
-    uint32_t prefill_count;  /* positions this path is given before it decodes */
+    uint32_t chunk_count;       /* positions in one step of the prompt */
+    uint32_t sent_count;        /* positions sent to the first stage */
+    uint32_t prefill_count;     /* positions of this path before it decodes */
+    uint32_t held_count;        /* of these, the first that all stages hold already */
+    struct digest *prefix_keys; /* [prefix_count] of the whole pages of those positions */
+    uint32_t prefix_count;
     uint64_t step_budget_us; /* of a decode step; 0: no deadline */
 
     uint32_t reroute_count; /* since the last token */
@@ -147,6 +152,7 @@ void generate_close(struct generate **self)
     text_stream_close(&(*self)->text);
     alloc_free((*self)->tokens);
     alloc_free((*self)->logprobs);
+    alloc_free((*self)->prefix_keys);
     alloc_free(*self);
     *self = NULL;
 }
@@ -235,6 +241,11 @@ static void finish(struct generate *self, enum generate_finish reason)
 
 /* ---- path ------------------------------------------------------------------------------------ */
 
+static uint32_t positions_to_run(const struct generate *self)
+{
+    return self->prefill_count - self->held_count;
+}
+
 static void cut_deadline(struct generate *self, uint64_t *prefill_budget_us)
 {
     *prefill_budget_us = 0;
@@ -250,12 +261,36 @@ static void cut_deadline(struct generate *self, uint64_t *prefill_budget_us)
     const uint32_t wanted = self->config.new_tokens_max - new_count(self);
     deadline_cut_answer(
         left_us,
-        deadline_prefill_us(expected, self->stage_count, self->prefill_count, self->chunk_count),
+        deadline_prefill_us(expected, self->stage_count, positions_to_run(self), self->chunk_count),
         deadline_step_us(expected, self->stage_count), wanted, prefill_budget_us,
         &self->step_budget_us);
     for (uint32_t i = 0; i < self->stage_count; i++)
         self->stage_budgets_us[i] =
             deadline_stage_budget_us(self->step_budget_us, expected, self->stage_count, i, 1);
+}
+
+/* The keys of the text so far. */
+static enum odsi_err make_keys(struct generate *self)
+{
+    const uint32_t count = self->token_count / KV_PAGE_TOKENS;
+    const enum odsi_err err =
+        alloc_resize(&self->prefix_keys, count + 1, sizeof *self->prefix_keys);
+    if (err != ODSI_OK)
+        return err;
+    prefix_key_chain(self->prefix_keys, &self->config.prefix_seed, self->tokens, count);
+    self->prefix_count = count;
+    return ODSI_OK;
+}
+
+/* Several stages work side by side on chunks of what is left to run. */
+static void cut_chunks(struct generate *self)
+{
+    self->chunk_count = LIMIT_STEP_TOKENS;
+    if (self->stage_count == 1)
+        return;
+    const uint32_t even = positions_to_run(self) / (2 * self->stage_count) + 1;
+    self->chunk_count =
+        even < CHUNK_TOKENS_MIN ? CHUNK_TOKENS_MIN : min_u32(even, LIMIT_STEP_TOKENS);
 }
 
 void generate_set_path(struct generate *self, const struct generate_stage *stages,
@@ -274,16 +309,15 @@ void generate_set_path(struct generate *self, const struct generate_stage *stage
     self->epoch++;
     self->sent_count = 0;
     self->prefill_count = self->token_count;
-    self->chunk_count = LIMIT_STEP_TOKENS;
-    if (stage_count > 1) {
-        const uint32_t even = self->token_count / (2 * stage_count) + 1;
-        self->chunk_count =
-            even < CHUNK_TOKENS_MIN ? CHUNK_TOKENS_MIN : min_u32(even, LIMIT_STEP_TOKENS);
-    }
+    self->held_count = 0;
+    cut_chunks(self);
     self->reroute_wanted = 0;
     uint64_t prefill_budget_us = 0;
     cut_deadline(self, &prefill_budget_us);
     self->state = OPENING;
+    const enum odsi_err err = make_keys(self);
+    if (err != ODSI_OK)
+        fail_now(self, err);
 }
 
 void generate_give_up(struct generate *self, enum odsi_err err, uint64_t now_us)
@@ -297,29 +331,49 @@ void generate_give_up(struct generate *self, enum odsi_err err, uint64_t now_us)
 
 /* ---- inputs ---------------------------------------------------------------------------------- */
 
-enum odsi_err generate_opened(struct generate *self, uint32_t stage, uint32_t epoch,
-                              uint64_t now_us)
-{
-    self->now_us = now_us;
-    if (self->state != OPENING || epoch != self->epoch || stage >= self->stage_count ||
-        self->stage_states[stage] != STAGE_ASKED)
-        return odsi_fail(ODSI_ERR_STATE, "stage %u says that epoch %u is open: not expected", stage,
-                         epoch);
-    self->stage_states[stage] = STAGE_READY;
-    for (uint32_t i = 0; i < self->stage_count; i++)
-        if (self->stage_states[i] != STAGE_READY)
-            return ODSI_OK;
-    self->state = PREFILL;
-    self->phase_us = now_us;
-    return ODSI_OK;
-}
-
 static enum odsi_err break_corrupt(struct generate *self, uint32_t stage, uint32_t position)
 {
     char cause[ODSI_ERR_TEXT_SIZE];
     snprintf(cause, sizeof cause, "%s", odsi_err_text());
     break_path(self, stage, ODSI_ERR_CORRUPT, position, cause);
     return ODSI_ERR_CORRUPT;
+}
+
+/* All stages are open: the text is sent from where the one that holds the least begins. */
+static void begin_prefill(struct generate *self)
+{
+    self->held_count = self->held_counts[0];
+    for (uint32_t i = 1; i < self->stage_count; i++)
+        self->held_count = min_u32(self->held_count, self->held_counts[i]);
+    self->sent_count = self->held_count;
+    cut_chunks(self);
+    if (new_count(self) == 0)
+        self->summary.reused_count = self->held_count;
+    self->state = PREFILL;
+}
+
+enum odsi_err generate_opened(struct generate *self, uint32_t stage, uint32_t epoch,
+                              uint32_t held_count, uint64_t now_us)
+{
+    self->now_us = now_us;
+    if (self->state != OPENING || epoch != self->epoch || stage >= self->stage_count ||
+        self->stage_states[stage] != STAGE_ASKED)
+        return odsi_fail(ODSI_ERR_STATE, "stage %u says that epoch %u is open: not expected", stage,
+                         epoch);
+    if (held_count >= self->prefill_count || held_count > self->prefix_count * KV_PAGE_TOKENS) {
+        odsi_fail(ODSI_ERR_CORRUPT,
+                  "it says that it holds %u positions of a text of %u tokens with %u keys",
+                  held_count, self->prefill_count, self->prefix_count);
+        return break_corrupt(self, stage, held_count);
+    }
+    self->stage_states[stage] = STAGE_READY;
+    self->held_counts[stage] = held_count;
+    for (uint32_t i = 0; i < self->stage_count; i++)
+        if (self->stage_states[i] != STAGE_READY)
+            return ODSI_OK;
+    begin_prefill(self);
+    self->phase_us = now_us;
+    return ODSI_OK;
 }
 
 /* Refusals that leave the path alone, then those that end it. */
@@ -467,7 +521,7 @@ static uint64_t phase_end_us(const struct generate *self)
                       self->state == DECODING
                           ? 0
                           : 10 * deadline_prefill_us(expected, self->stage_count,
-                                                     self->prefill_count, self->chunk_count));
+                                                     positions_to_run(self), self->chunk_count));
     case NO_PATH:
     case DONE:
     case FAILED:
@@ -582,6 +636,9 @@ static int next_open(struct generate *self, struct generate_action *out)
             .tokens = self->tokens + self->token_count - told,
             .token_count = told,
             .new_tokens_max = self->config.new_tokens_max - new_count(self),
+            .prompt_count = self->prefill_count,
+            .prefix_keys = self->prefix_keys,
+            .prefix_count = self->prefix_count,
             .budget_us = self->step_budget_us,
             .stage_budgets_us = self->stage_budgets_us,
         };
@@ -613,7 +670,8 @@ static int next_step(struct generate *self, struct generate_action *out)
     struct deadline_stage expected[LIMIT_STAGES_MAX];
     for (uint32_t i = 0; i < self->stage_count; i++)
         expected[i] = self->stages[i].expected;
-    out->budget_us = prefill_budget_us / self->prefill_count * self->sent_count + 1;
+    out->budget_us =
+        prefill_budget_us / positions_to_run(self) * (self->sent_count - self->held_count) + 1;
     out->stage_budget_us =
         deadline_stage_budget_us(out->budget_us, expected, self->stage_count, 0, count);
     return 1;

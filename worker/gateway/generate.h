@@ -16,6 +16,7 @@
 #define ODSI_WORKER_GATEWAY_GENERATE_H
 #include "common/base/err.h"
 #include "common/base/limits.h"
+#include "common/crypto/digest.h"
 #include "worker/engine/stop.h"
 #include "worker/gateway/deadline.h"
 #include "worker/hop/hop.h"
@@ -49,6 +50,7 @@ struct generate_config {
     const struct stop_string *stops; /* [stop_count], copied */
     uint32_t stop_count;
     uint32_t penalty_window;   /* tokens of the text so far that the last stage is told */
+    struct digest prefix_seed; /* of the prefix keys (worker/engine/prefix_key.h): this gateway's */
     uint64_t start_us;         /* when the request came */
     uint64_t deadline_us;      /* UINT64_MAX: none */
     uint64_t open_timeout_us;  /* for a stage to open the session */
@@ -74,10 +76,12 @@ void generate_set_path(struct generate *self, const struct generate_stage *stage
  * thread's error text when there was none. */
 void generate_give_up(struct generate *self, enum odsi_err err, uint64_t now_us);
 
-/* A stage is ready to take steps. Errors: ODSI_ERR_STATE (another epoch, or not expected): refused,
- * nothing changes. */
+/* A stage is ready to take steps, and holds held_count positions of the text already. When all are,
+ * the text is sent from where the one with the fewest begins.
+ * Errors: ODSI_ERR_STATE (another epoch, or not expected): refused, nothing changes;
+ * ODSI_ERR_CORRUPT (it cannot hold so many) ends this path. */
 enum odsi_err generate_opened(struct generate *self, uint32_t stage, uint32_t epoch,
-                              uint64_t now_us);
+                              uint32_t held_count, uint64_t now_us);
 
 struct generate_token {
     uint32_t epoch;
@@ -127,6 +131,7 @@ struct generate_hop {
 struct generate_summary {
     enum generate_finish finish;
     uint32_t prompt_count;
+    uint32_t reused_count; /* of the prompt: held by every stage before the first token */
     uint32_t new_count;
     uint64_t first_token_us; /* from start_us */
     uint64_t total_us;
@@ -156,8 +161,11 @@ struct generate_action {
     uint32_t position;
     const uint32_t *tokens;
     uint32_t token_count;
-    int sample;               /* STEP */
-    uint32_t new_tokens_max;  /* OPEN: how many are still wanted */
+    int sample;                       /* STEP */
+    uint32_t new_tokens_max;          /* OPEN: how many are still wanted */
+    uint32_t prompt_count;            /* OPEN: tokens of the text so far */
+    const struct digest *prefix_keys; /* OPEN: [prefix_count] of their whole pages */
+    uint32_t prefix_count;
     uint64_t budget_us;       /* STEP: of this step. OPEN: of each decode step. 0: no deadline */
     uint64_t stage_budget_us; /* STEP: of stage 0 */
     const uint64_t *stage_budgets_us; /* OPEN: one per stage, of each decode step */

@@ -280,6 +280,7 @@ static enum odsi_err send_summary(struct generate_call *self, const struct answe
     packed->response.summary = &packed->summary;
     packed->summary.finish = (Odsi__V1__FinishReason)end->summary->finish;
     packed->summary.prompt_token_count = end->summary->prompt_count;
+    packed->summary.reused_token_count = end->summary->reused_count;
     packed->summary.new_token_count = end->summary->new_count;
     packed->summary.seed = end->seed;
     packed->summary.first_token_us = end->summary->first_token_us;

@@ -17,6 +17,7 @@ struct worker_link_event {
     enum worker_link_event_kind kind;
     struct hop_session_id session_id;
     uint32_t epoch;
+    uint32_t held_count;         /* OPENED */
     struct generate_token token; /* TOKEN */
     enum odsi_err err;           /* FAILED */
     uint32_t position;           /* FAILED */

@@ -142,6 +142,7 @@ static int read_event(struct worker_link_event *out, const Odsi__V1__ControlEven
     case ODSI__V1__CONTROL_EVENT__KIND_OPENED:
         out->kind = WORKER_LINK_OPENED;
         out->epoch = event->opened->epoch;
+        out->held_count = event->opened->held_token_count;
         return read_session_id(out, &event->opened->session_id);
     case ODSI__V1__CONTROL_EVENT__KIND_TOKEN:
         return read_token(out, event->token, timings);
@@ -416,6 +417,9 @@ enum odsi_err worker_link_client_send_open(struct worker_link *link,
     packed->open.contract = &packed->contract;
     packed->open.stage = spec->stage;
     packed->open.token_limit = spec->token_limit;
+    packed->open.prompt_token_count = spec->prompt_count;
+    packed->open.prefix_keys.len = (size_t)spec->prefix_count * DIGEST_SIZE;
+    packed->open.prefix_keys.data = (uint8_t *)(uintptr_t)spec->prefix_keys;
     pack_path(packed, spec);
     if (spec->stage + 1 == spec->stage_count)
         pack_sampling(packed, spec);

@@ -53,6 +53,9 @@ struct worker_link_spec {
     uint32_t stage; /* which of them the receiver is */
     uint32_t token_limit;
     uint64_t step_budget_us; /* 0: no deadline */
+    uint32_t prompt_count;
+    const struct digest *prefix_keys; /* [prefix_count] */
+    uint32_t prefix_count;
     /* For the last stage: */
     struct sampler_params sampling;
     const uint32_t *penalty_tokens;

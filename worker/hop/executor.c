@@ -16,6 +16,9 @@
 #define INLINE_MAX_US       500u
 #define INLINE_ALONE_MAX_US 20000u
 #define INLINE_TOKENS_MAX   4u /* only decodes: their time is known from the ones before */
+/* Positions of prompts in one batch while answers are being written: what their next tokens have to
+ * wait for, whether their steps are here yet or not. Enough to compute with nearly full speed. */
+#define PROMPT_PIECE_TOKENS 64u
 
 enum job_kind { JOB_OPEN, JOB_STEP, JOB_CLOSE };
 
@@ -33,6 +36,8 @@ struct executor_session {
     struct sampler *sampler;
     struct stop stop;
     uint32_t new_tokens;
+    int started;   /* the first step was taken */
+    int answering; /* one step that asked for a token ran, and there may be more */
     int failed;
 };
 
@@ -60,9 +65,10 @@ struct executor {
     struct executor_session *sessions;
     struct executor_session **ready; /* sessions with a waiting step */
     uint32_t ready_count, ready_capacity;
+    uint32_t answering_count;
     struct scheduler_item *items; /* [ready_capacity] */
     uint32_t *order;              /* [ready_capacity] */
-    uint32_t picked[BATCH_STEPS_MAX];
+    struct scheduler_choice picked[BATCH_STEPS_MAX];
     struct executor_step *batch[BATCH_STEPS_MAX];
     struct engine_step steps[BATCH_STEPS_MAX];
     struct picked_token tokens[BATCH_STEPS_MAX];
@@ -87,6 +93,8 @@ enum odsi_err executor_step_make(struct executor_step **out, const struct hop_he
 
 void executor_step_free(struct executor_step *step)
 {
+    if (step)
+        alloc_free(step->output);
     alloc_free(step);
 }
 
@@ -160,10 +168,15 @@ static enum odsi_err start_session(struct executor *self, struct executor_sessio
 {
     const struct hop_spec *spec = session->spec;
     const struct hop_stage *own = &spec->stages[spec->stage];
+    const struct engine_prefix prefix = {.keys = spec->prefix_keys,
+                                         .key_count = spec->prefix_count,
+                                         .prompt_count = spec->prompt_count,
+                                         .scope = spec->prefix_scope};
     enum odsi_err err = grow_ready(self);
     if (err == ODSI_OK)
-        err = engine_session_open(&session->engine_session, self->config.engine, own->layer_first,
-                                  own->layer_end, spec->token_limit);
+        err = engine_session_open_prefix(&session->engine_session, self->config.engine,
+                                         own->layer_first, own->layer_end, spec->token_limit,
+                                         &prefix);
     if (err != ODSI_OK || !hop_is_last(spec))
         return err;
     session->stop = spec->stop;
@@ -183,11 +196,19 @@ static void open_session(struct executor *self, struct executor_session *session
     atomic_fetch_add(&self->session_count, 1);
     session->failed = err != ODSI_OK;
     publish_load(self);
-    self->config.events->opened(session->user, err);
+    self->config.events->opened(
+        session->user, err, err == ODSI_OK ? engine_session_length(session->engine_session) : 0);
+}
+
+static void set_answering(struct executor *self, struct executor_session *session, int answering)
+{
+    self->answering_count += (uint32_t)answering - (uint32_t)session->answering;
+    session->answering = answering;
 }
 
 static void close_session(struct executor *self, struct executor_session *session)
 {
+    set_answering(self, session, 0);
     drop_waiting(self, session);
     engine_session_close(&session->engine_session);
     sampler_close(&session->sampler);
@@ -203,10 +224,34 @@ static void close_session(struct executor *self, struct executor_session *sessio
     alloc_free(session);
 }
 
+static void fail_step(struct executor *self, struct executor_step *step, enum odsi_err err)
+{
+    struct executor_session *session = step->job.session;
+    session->failed = 1;
+    set_answering(self, session, 0);
+    drop_waiting(self, session);
+    self->config.events->failed(session->user, &step->header, err);
+}
+
+/* Where the session's first step begins is where it begins (hop.h, "Prefix reuse"). */
+static enum odsi_err begin(struct executor_session *session, const struct executor_step *step)
+{
+    if (session->started)
+        return ODSI_OK;
+    session->started = 1;
+    return engine_session_begin_at(session->engine_session, step->header.position);
+}
+
 static void add_step(struct executor *self, struct executor_step *step)
 {
     struct executor_session *session = step->job.session;
     if (session->failed) {
+        drop_step(self, step);
+        return;
+    }
+    const enum odsi_err err = begin(session, step);
+    if (err != ODSI_OK) {
+        fail_step(self, step, err);
         drop_step(self, step);
         return;
     }
@@ -215,14 +260,6 @@ static void add_step(struct executor *self, struct executor_step *step)
     step->job.next = NULL;
     *session->last_next = &step->job;
     session->last_next = &step->job.next;
-}
-
-static void fail_step(struct executor *self, struct executor_step *step, enum odsi_err err)
-{
-    struct executor_session *session = step->job.session;
-    session->failed = 1;
-    drop_waiting(self, session);
-    self->config.events->failed(session->user, &step->header, err);
 }
 
 /* ---- running a batch (holding the role) ----------------------------------------------------- */
@@ -238,39 +275,49 @@ static uint32_t pick_batch(struct executor *self)
             .deadline_us = step->header.stage_budget_us > 0
                                ? step->arrival_us + (uint64_t)step->header.stage_budget_us
                                : SCHEDULER_NO_DEADLINE,
-            .token_count = step->header.token_count,
+            .token_count = step->header.token_count - step->done_count,
             .layer_first = own->layer_first,
             .layer_end = own->layer_end,
         };
     }
+    const uint32_t tokens_max = engine_batch_tokens_max(self->config.engine);
+    const struct scheduler_limits limits = {
+        .tokens_max = tokens_max,
+        .steps_max = BATCH_STEPS_MAX,
+        .prompt_tokens_max = self->answering_count > 0 ? PROMPT_PIECE_TOKENS : tokens_max,
+    };
     const uint32_t count =
-        scheduler_pick(self->items, self->ready_count, engine_batch_tokens_max(self->config.engine),
-                       BATCH_STEPS_MAX, self->picked, self->order);
-    /* Pointers first: taking steps moves entries of the ready list. */
+        scheduler_pick(self->items, self->ready_count, &limits, self->picked, self->order);
     for (uint32_t i = 0; i < count; i++)
-        self->batch[i] = step_of(self->ready[self->picked[i]]->first);
-    for (uint32_t i = 0; i < count; i++)
-        take_first(self, self->batch[i]->job.session);
+        self->batch[i] = step_of(self->ready[self->picked[i].index]->first);
     return count;
 }
 
-static enum odsi_err prepare_step(struct executor *self, struct executor_step *step, uint32_t index)
+/* The piece of the step that runs in this batch, as its index-th. */
+static enum odsi_err prepare_step(struct executor *self, struct executor_step *step,
+                                  uint32_t token_count, uint32_t index)
 {
     struct executor_session *session = step->job.session;
     struct engine_step *run = &self->steps[index];
     const uint32_t dim = self->config.worker->dim;
-    *run = (struct engine_step){.session = session->engine_session,
-                                .token_count = step->header.token_count};
+    const uint32_t done = step->done_count;
+    const uint32_t *data = step->data + (size_t)done * (step->row_size / sizeof *step->data);
+    *run = (struct engine_step){.session = session->engine_session, .token_count = token_count};
     if (hop_is_first(session->spec))
-        run->tokens = step->data;
+        run->tokens = data;
     else
-        run->input = (const float *)(const void *)step->data;
+        run->input = (const float *)(const void *)data;
     if (hop_is_last(session->spec)) {
-        if (step->header.sample)
+        if (step->header.sample && done + token_count == step->header.token_count)
             run->logits = self->logits + (size_t)index * self->config.worker->vocab_size;
         return ODSI_OK;
     }
-    return alloc_zeroed(&run->output, (size_t)step->header.token_count * dim, sizeof(float));
+    enum odsi_err err = ODSI_OK;
+    if (!step->output)
+        err = alloc_zeroed(&step->output, (size_t)step->header.token_count * dim, sizeof(float));
+    if (err == ODSI_OK)
+        run->output = step->output + (size_t)done * dim;
+    return err;
 }
 
 static enum hop_finish finish_of(struct executor *self, struct executor_session *session,
@@ -302,7 +349,7 @@ static void pick_token(struct executor *self, uint32_t index)
     picked->finish = finish_of(self, session, position, picked->token);
 }
 
-static void add_timing(struct executor_step *step, uint64_t start_us, uint64_t end_us)
+static void add_timing(struct executor_step *step, uint64_t end_us)
 {
     struct hop_header *header = &step->header;
     if (header->timing_count == LIMIT_STAGES_MAX)
@@ -310,8 +357,8 @@ static void add_timing(struct executor_step *step, uint64_t start_us, uint64_t e
     const uint64_t used_us = end_us - step->arrival_us;
     header->timings[header->timing_count++] = (struct hop_timing){
         .stage = header->stage,
-        .queue_us = (uint32_t)(start_us - step->arrival_us),
-        .compute_us = (uint32_t)(end_us - start_us),
+        .queue_us = (uint32_t)(used_us - step->compute_us),
+        .compute_us = (uint32_t)step->compute_us,
         .network_us = header->network_us,
         .slack_us = header->stage_budget_us ? header->stage_budget_us - (int64_t)used_us : 0,
     };
@@ -322,22 +369,32 @@ static void add_timing(struct executor_step *step, uint64_t start_us, uint64_t e
     }
 }
 
+/* Tells what became of a step of which a piece has run, and takes it out when that was the last. */
 static void report_step(struct executor *self, uint32_t index, uint64_t start_us, uint64_t end_us)
 {
     struct executor_step *step = self->batch[index];
-    struct engine_step *run = &self->steps[index];
-    add_timing(step, start_us, end_us);
+    struct executor_session *session = step->job.session;
+    const struct engine_step *run = &self->steps[index];
+    step->done_count += run->token_count;
+    step->compute_us += end_us - start_us;
+    if (run->status == ODSI_OK && step->done_count < step->header.token_count)
+        return;
+    take_first(self, session);
+    add_timing(step, end_us);
     if (run->status != ODSI_OK) {
-        alloc_free(run->output);
         fail_step(self, step, run->status);
-    } else if (run->output) {
-        self->config.events->output(step->job.session->user, &step->header, run->output,
+    } else if (step->output) {
+        float *output = step->output;
+        step->output = NULL;
+        set_answering(self, session, step->header.sample);
+        self->config.events->output(session->user, &step->header, output,
                                     (size_t)step->header.token_count * self->config.worker->dim *
                                         sizeof(float));
     } else if (run->logits) {
         const struct picked_token *picked = &self->tokens[index];
-        self->config.events->token(step->job.session->user, &step->header, picked->token,
-                                   picked->logprob, picked->finish);
+        set_answering(self, session, picked->finish == HOP_FINISH_NONE);
+        self->config.events->token(session->user, &step->header, picked->token, picked->logprob,
+                                   picked->finish);
     }
     drop_step(self, step);
 }
@@ -350,31 +407,42 @@ static void learn_decode_time(struct executor *self, uint64_t used_us)
     self->decode_us = (uint32_t)(used > smoothed ? used : smoothed);
 }
 
+/* Readies the picked steps; those that cannot be are failed. Returns how many are left. */
+static uint32_t prepare_batch(struct executor *self)
+{
+    const uint32_t picked = pick_batch(self);
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < picked; i++) {
+        struct executor_step *step = self->batch[i];
+        const enum odsi_err err = prepare_step(self, step, self->picked[i].token_count, count);
+        if (err == ODSI_OK) {
+            self->batch[count++] = step;
+            continue;
+        }
+        take_first(self, step->job.session);
+        fail_step(self, step, err);
+        drop_step(self, step);
+    }
+    return count;
+}
+
 static void run_batch(struct executor *self)
 {
-    const uint32_t count = pick_batch(self);
-    enum odsi_err err = ODSI_OK;
     const uint64_t start_us = clock_now_us(&self->config.clock);
+    const uint32_t count = prepare_batch(self);
+    if (count == 0)
+        return;
+    /* Its error is in every step's status. */
+    const enum odsi_err run_err = engine_run(self->config.engine, self->steps, count);
+    (void)run_err;
     for (uint32_t i = 0; i < count; i++)
-        self->steps[i].output = NULL;
-    for (uint32_t i = 0; i < count && err == ODSI_OK; i++)
-        err = prepare_step(self, self->batch[i], i);
-    if (err == ODSI_OK) {
-        /* Its error is in every step's status. */
-        const enum odsi_err run_err = engine_run(self->config.engine, self->steps, count);
-        (void)run_err;
-    }
-    for (uint32_t i = 0; i < count && err == ODSI_OK; i++)
         if (self->steps[i].logits && self->steps[i].status == ODSI_OK)
             pick_token(self, i); /* part of the stage's computing */
     const uint64_t end_us = clock_now_us(&self->config.clock);
     if (count == 1 && self->batch[0]->header.token_count <= INLINE_TOKENS_MAX)
         learn_decode_time(self, end_us - start_us);
-    for (uint32_t i = 0; i < count; i++) {
-        if (err != ODSI_OK)
-            self->steps[i].status = err;
+    for (uint32_t i = 0; i < count; i++)
         report_step(self, i, start_us, end_us);
-    }
 }
 
 /* ---- the thread and its inbox --------------------------------------------------------------- */

@@ -39,7 +39,12 @@ struct executor_job {
 
 /* One step on its way through the worker. */
 struct executor_step {
-    struct executor_job job; /* the executor's */
+    /* The executor's: */
+    struct executor_job job;
+    uint32_t done_count; /* positions that ran: a long step may run in pieces */
+    uint64_t compute_us; /* that those took */
+    float *output;       /* [header.token_count][dim], when the next stage wants it */
+    /* The caller's: */
     struct hop_header header;
     uint64_t arrival_us;
     uint32_t row_size; /* bytes of one row of data */
@@ -53,9 +58,9 @@ void executor_step_free(struct executor_step *step);
 
 /* All by the thread that holds the role, one at a time. header has this stage's timing added. */
 struct executor_events {
-    /* The session has its memory (ODSI_OK), or could not be opened: then closed follows when the
-     * session is closed, as always. */
-    void (*opened)(void *user, enum odsi_err err);
+    /* The session has its memory (ODSI_OK) and held_count positions of its prompt in it already, or
+     * could not be opened: then closed follows when the session is closed, as always. */
+    void (*opened)(void *user, enum odsi_err err, uint32_t held_count);
     /* The residual stream after this stage; activations, [token_count][dim] f32 in data_size bytes,
      * is the callee's to alloc_free. */
     void (*output)(void *user, const struct hop_header *header, float *activations,
@@ -94,7 +99,9 @@ ODSI_MUST_USE enum odsi_err executor_session_open(struct executor_session **out,
 /* Drops what the session still has waiting and ends it; closed follows. Call once. */
 void executor_session_close(struct executor_session *session);
 /* Takes the step, and perhaps runs it before returning (see above): hold no lock that a callback
- * takes. Errors: ODSI_ERR_BUSY (LIMIT_STEP_QUEUE steps wait): step stays the caller's. */
+ * takes. The session's first step may begin at any position up to held_count, the others where the
+ * one before ended.
+ * Errors: ODSI_ERR_BUSY (LIMIT_STEP_QUEUE steps wait): step stays the caller's. */
 ODSI_MUST_USE enum odsi_err executor_submit(struct executor_session *session,
                                             struct executor_step *step);
 

@@ -1,6 +1,7 @@
 #include "worker/hop/hop.h"
 
 #include "common/base/alloc.h"
+#include "common/base/assert.h"
 #include "kernels/ops.h"
 
 #include <string.h>
@@ -9,6 +10,7 @@ void hop_spec_free(struct hop_spec *self)
 {
     alloc_free(self->stages);
     alloc_free(self->penalty_tokens);
+    alloc_free(self->prefix_keys);
     memset(self, 0, sizeof *self);
 }
 
@@ -43,6 +45,20 @@ static enum odsi_err check_sampling(const struct hop_spec *spec, const struct ho
     return ODSI_OK;
 }
 
+static enum odsi_err check_prefix(const struct hop_spec *spec)
+{
+    if (spec->prompt_count > spec->token_limit)
+        return odsi_fail(ODSI_ERR_INVALID,
+                         "prompt_token_count is %u: the session ends at token_limit %u",
+                         spec->prompt_count, spec->token_limit);
+    if (spec->prefix_count > spec->prompt_count / KV_PAGE_TOKENS)
+        return odsi_fail(ODSI_ERR_INVALID,
+                         "prefix_keys: %u keys for a prompt of %u tokens, which has %u whole pages",
+                         spec->prefix_count, spec->prompt_count,
+                         spec->prompt_count / KV_PAGE_TOKENS);
+    return ODSI_OK;
+}
+
 enum odsi_err hop_check_spec(const struct hop_spec *spec, const struct hop_worker *worker)
 {
     if (!digest_equal(&spec->model_id, &worker->model_id)) {
@@ -72,7 +88,40 @@ enum odsi_err hop_check_spec(const struct hop_spec *spec, const struct hop_worke
                          own->layer_end - 1, worker->layer_first, worker->layer_end - 1);
     if (spec->token_limit == 0)
         return odsi_fail(ODSI_ERR_INVALID, "token_limit is 0: a session needs room for its prompt");
-    return hop_is_last(spec) ? check_sampling(spec, worker) : ODSI_OK;
+    err = check_prefix(spec);
+    if (err == ODSI_OK && hop_is_last(spec))
+        err = check_sampling(spec, worker);
+    return err;
+}
+
+static uint8_t *put_bytes(uint8_t *to, const void *data, size_t size)
+{
+    memcpy(to, data, size);
+    return to + size;
+}
+
+static uint8_t *put_u32(uint8_t *to, uint32_t value)
+{
+    for (uint32_t byte = 0; byte < 4; byte++)
+        *to++ = (uint8_t)(value >> (8 * byte));
+    return to;
+}
+
+void hop_prefix_scope(struct digest *out, const struct hop_spec *spec,
+                      const struct digest *gateway_id)
+{
+    static const char tag[] = "odsi hop scope 1";
+    uint8_t text[sizeof tag + DIGEST_SIZE + 4 + LIMIT_STAGES_MAX * (DIGEST_SIZE + 8)];
+    ODSI_ASSERT(spec->stage < LIMIT_STAGES_MAX);
+    uint8_t *end = put_bytes(text, tag, sizeof tag - 1);
+    end = put_bytes(end, gateway_id->bytes, DIGEST_SIZE);
+    end = put_u32(end, spec->stage);
+    for (uint32_t i = 0; i < spec->stage; i++) {
+        end = put_bytes(end, spec->stages[i].worker_id.bytes, DIGEST_SIZE);
+        end = put_u32(end, spec->stages[i].layer_first);
+        end = put_u32(end, spec->stages[i].layer_end);
+    }
+    digest_of(out, text, (size_t)(end - text));
 }
 
 /* The stage before this one, or for the first stage the ring from the last; the gateway speaks to
@@ -127,6 +176,15 @@ enum hop_verdict hop_accept(const struct hop_spec *spec, const struct hop_worker
         *err = check_shape(spec, worker, header, payload_size);
     if (*err != ODSI_OK)
         return HOP_REFUSE;
+    if (!order->started) {
+        if (header->position > order->held_count) {
+            *err = odsi_fail(ODSI_ERR_STATE, "position %u: this stage holds %u", header->position,
+                             order->held_count);
+            return HOP_REFUSE;
+        }
+        order->started = 1;
+        order->next_position = header->position;
+    }
     if (header->position + header->token_count <= order->next_position)
         return HOP_DUPLICATE;
     if (header->position != order->next_position) {

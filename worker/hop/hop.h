@@ -2,7 +2,33 @@
  * takes (protocol.md, "Session"; draft 3.1, 5.2).
  *
  * Plain structs stand for the messages of proto/odsi/v1/hop.proto; hop_wire converts. Pure
- * functions; any thread. */
+ * functions; any thread.
+ *
+ * Prefix reuse. A gateway names the whole pages of its prompt by prefix keys
+ * (worker/engine/prefix_key.h), which it makes with a seed of its own: a worker that sees no tokens
+ * cannot test a guess at the text against them. Each stage answers how many positions it holds;
+ * the gateway takes the least of them and sends its first step from there. Stages that hold more
+ * go back to that position.
+ *
+ * Who may share. A worker computes pages from what the stage before it sent, and what a page holds
+ * is no better than that: a stage that lies once would be believed in every session that reuses the
+ * page. And only who made a key knows what it stands for: a gateway that lies about its keys spoils
+ * what is kept under them. So pages are shared only among sessions of the same gateway over the
+ * same stages before this one (hop_prefix_scope): both could have told each of those sessions the
+ * same lie directly, and nobody else is reached by it. The gateway is known by the certificate of
+ * its connection and the stage before by that of the connection its steps come on; stages further
+ * up are those that the gateway named, and a step comes through them or not at all. A gateway
+ * without a certificate shares nothing.
+ *
+ * What it gives away. The time to the first token tells whether a prefix was computed here before,
+ * so a user of a gateway can find out, by asking, whether somebody behind the same gateway asked
+ * something that begins so. Who cannot accept that between its users gives them gateways of their
+ * own.
+ *
+ * What it costs a proof. The outputs of a session that reused positions follow from the inputs of
+ * the sessions that computed them: who recomputes them has to be given the prefix from its
+ * beginning. Where a page was computed twice the two are compared, and when they differ each
+ * session keeps its own. */
 #ifndef ODSI_WORKER_HOP_HOP_H
 #define ODSI_WORKER_HOP_HOP_H
 #include "common/base/err.h"
@@ -37,7 +63,11 @@ struct hop_spec {
     uint32_t stage_count;
     uint32_t stage; /* which of them this is */
     uint32_t token_limit;
-    int64_t step_budget_us; /* of a whole decode step; 0: no deadline */
+    int64_t step_budget_us;     /* of a whole decode step; 0: no deadline */
+    uint32_t prompt_count;      /* tokens it begins with; 0: not told */
+    struct digest *prefix_keys; /* [prefix_count] of their whole pages, owned */
+    uint32_t prefix_count;
+    struct digest prefix_scope; /* hop_prefix_scope, when there are keys */
     /* For the last stage: */
     struct sampler_params sampling;
     uint32_t *penalty_tokens; /* [penalty_count], owned */
@@ -70,11 +100,19 @@ struct hop_worker {
 
 /* Whether this worker can be that stage of that session: model, numerics, a path without gaps over
  * all layers, its own place in it, limits.
+ * prefix keys are for whole pages of the prompt, and the prompt fits into the session.
  * Errors: ODSI_ERR_NOT_FOUND (another model), ODSI_ERR_UNSUPPORTED (numerics), ODSI_ERR_RANGE
  * (layers this worker does not hold), ODSI_ERR_DENIED (the stage names another worker),
  * ODSI_ERR_INVALID (anything else, named). */
 ODSI_MUST_USE enum odsi_err hop_check_spec(const struct hop_spec *spec,
                                            const struct hop_worker *worker);
+
+/* Who may share pages with this session: SHA-256 over
+ *     "odsi hop scope 1" || gateway id || u32 stage || for each stage before this one: worker id,
+ *     u32 layer_first, u32 layer_end
+ * (integers little-endian, the tag without a NUL), with ids of 32 bytes. */
+void hop_prefix_scope(struct digest *out, const struct hop_spec *spec,
+                      const struct digest *gateway_id);
 
 enum hop_kind { HOP_TOKENS = 0, HOP_ACTIVATIONS = 1 };
 
@@ -101,9 +139,11 @@ struct hop_header {
     uint32_t timing_count;
 };
 
-/* What a stage remembers about the order of its steps. */
+/* What a stage remembers about the order of its steps. Zero-initialize. */
 struct hop_order {
     uint32_t next_position; /* the first position not taken yet */
+    uint32_t held_count;    /* positions held from the beginning on (SessionOpened) */
+    int started;            /* a step was taken */
 };
 
 enum hop_verdict {
@@ -113,8 +153,9 @@ enum hop_verdict {
 };
 
 /* Decides about one step that sender (NULL: the gateway, on its Control stream) sent to a stage of
- * spec; payload_size is that of the frame. A position is taken once and in order (draft 3.1):
- * duplicates are known again, gaps are refused.
+ * spec; payload_size is that of the frame. The first step begins at any position up to held_count;
+ * from there on a position is taken once and in order (draft 3.1): duplicates are known again, gaps
+ * are refused.
  * Errors in *err: ODSI_ERR_DENIED (sender is not the stage before), ODSI_ERR_STATE (stale epoch, or
  * a gap), ODSI_ERR_RANGE (beyond token_limit or LIMIT_STEP_TOKENS), ODSI_ERR_INVALID (kind, stage
  * or size do not fit). */

@@ -151,18 +151,22 @@ static void fail_session(struct session *session, uint32_t position, enum odsi_e
 
 /* ---- results of the executor (its role) ----------------------------------------------- */
 
-static void on_opened(void *user, enum odsi_err err)
+static void on_opened(void *user, enum odsi_err err, uint32_t held_count)
 {
     struct session *session = user;
     if (err != ODSI_OK) {
         fail_session(session, 0, err, odsi_err_text());
         return;
     }
+    pthread_mutex_lock(&session->order_lock);
+    session->order.held_count = held_count;
+    pthread_mutex_unlock(&session->order_lock);
     Odsi__V1__SessionOpened opened = ODSI__V1__SESSION_OPENED__INIT;
     Odsi__V1__ControlEvent event = ODSI__V1__CONTROL_EVENT__INIT;
     opened.session_id.data = session->spec.id.bytes;
     opened.session_id.len = sizeof session->spec.id.bytes;
     opened.epoch = session->spec.epoch;
+    opened.held_token_count = held_count;
     event.kind_case = ODSI__V1__CONTROL_EVENT__KIND_OPENED;
     event.opened = &opened;
     if (rpc_send(session->control_call, &event.base) != ODSI_OK)
@@ -462,6 +466,16 @@ static void *steps_on_open(void *service, struct rpc_call *call, const struct rp
 
 /* ---- the Control stream --------------------------------------------------------------------- */
 
+/* Whose pages the session may use, and who may use its own. */
+static void set_scope(struct hop_spec *spec, const struct rpc_call *call)
+{
+    struct digest gateway_id;
+    if (rpc_call_peer(call, &gateway_id))
+        hop_prefix_scope(&spec->prefix_scope, spec, &gateway_id);
+    else
+        spec->prefix_count = 0; /* it could be anybody */
+}
+
 /* Checks the message against this worker and connects to the next stage. */
 static enum odsi_err prepare_session(struct session *session, const Odsi__V1__OpenSession *message)
 {
@@ -470,6 +484,8 @@ static enum odsi_err prepare_session(struct session *session, const Odsi__V1__Op
     enum odsi_err err = hop_wire_read_spec(spec, message);
     if (err == ODSI_OK)
         err = hop_check_spec(spec, &service->worker);
+    if (err == ODSI_OK)
+        set_scope(spec, session->control_call);
     if (err == ODSI_OK && find_session(service, &spec->id, spec->stage))
         err = odsi_fail(ODSI_ERR_EXISTS, "this session is open already");
     if (err == ODSI_OK && spec->stage_count > 1) {

@@ -2,6 +2,7 @@
 
 #include "common/base/alloc.h"
 #include "common/net/rpc_pack.h"
+#include "kernels/ops.h"
 
 #include <string.h>
 
@@ -102,6 +103,28 @@ static enum odsi_err read_sampling(struct hop_spec *out, const Odsi__V1__Samplin
     return err;
 }
 
+/* The keys' number is bounded by the message's size; what they fit is checked by hop_check_spec. */
+static enum odsi_err read_prefix(struct hop_spec *out, const Odsi__V1__OpenSession *message)
+{
+    const ProtobufCBinaryData *keys = &message->prefix_keys;
+    out->prompt_count = message->prompt_token_count;
+    if (keys->len % DIGEST_SIZE != 0)
+        return odsi_fail(ODSI_ERR_INVALID, "prefix_keys has %zu bytes: a key has %u", keys->len,
+                         DIGEST_SIZE);
+    const size_t count = keys->len / DIGEST_SIZE;
+    if (count > LIMIT_CONTEXT_MAX / KV_PAGE_TOKENS)
+        return odsi_fail(ODSI_ERR_INVALID, "prefix_keys has %zu keys: at most %u", count,
+                         LIMIT_CONTEXT_MAX / KV_PAGE_TOKENS);
+    if (count == 0)
+        return ODSI_OK;
+    const enum odsi_err err = alloc_zeroed(&out->prefix_keys, count, sizeof *out->prefix_keys);
+    if (err != ODSI_OK)
+        return err;
+    memcpy(out->prefix_keys, keys->data, keys->len);
+    out->prefix_count = (uint32_t)count;
+    return ODSI_OK;
+}
+
 enum odsi_err hop_wire_read_spec(struct hop_spec *out, const Odsi__V1__OpenSession *message)
 {
     memset(out, 0, sizeof *out);
@@ -116,6 +139,8 @@ enum odsi_err hop_wire_read_spec(struct hop_spec *out, const Odsi__V1__OpenSessi
         err = read_path(out, message);
     if (err == ODSI_OK)
         err = read_sampling(out, message->sampling);
+    if (err == ODSI_OK)
+        err = read_prefix(out, message);
     return err;
 }
 

@@ -2,11 +2,13 @@
 #include "worker/hop/executor.h"
 
 #include "common/base/alloc.h"
+#include "worker/engine/prefix_key.h"
 #include "worker/engine/startup.h"
 
 #include <criterion/criterion.h>
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #define MODEL      "deploy/demo/odsi-tiny-q8_0.gguf"
@@ -20,7 +22,8 @@ struct event {
     uint32_t position;
     uint32_t token;
     enum hop_finish finish;
-    float first; /* of an output */
+    float first;   /* of an output */
+    uint32_t time; /* counts the events of all sessions */
 };
 
 /* What one session's callbacks said, in order. */
@@ -29,6 +32,9 @@ struct record {
     pthread_cond_t changed;
     struct event events[EVENTS_MAX];
     uint32_t count;
+    struct executor_session *ring;   /* its tokens go straight back into it */
+    struct executor_session *beside; /* gets this step with the first token */
+    struct executor_step *beside_step;
 };
 
 struct fixture {
@@ -42,18 +48,21 @@ struct fixture {
     struct record record;
 };
 
+static atomic_uint event_time;
+
 static void add_event(struct record *record, struct event event)
 {
     pthread_mutex_lock(&record->lock);
+    event.time = atomic_fetch_add(&event_time, 1);
     cr_assert_lt(record->count, EVENTS_MAX);
     record->events[record->count++] = event;
     pthread_cond_signal(&record->changed);
     pthread_mutex_unlock(&record->lock);
 }
 
-static void on_opened(void *user, enum odsi_err err)
+static void on_opened(void *user, enum odsi_err err, uint32_t held_count)
 {
-    add_event(user, (struct event){.kind = OPENED, .err = err});
+    add_event(user, (struct event){.kind = OPENED, .err = err, .position = held_count});
 }
 
 static void on_output(void *user, const struct hop_header *header, float *activations,
@@ -65,6 +74,9 @@ static void on_output(void *user, const struct hop_header *header, float *activa
     alloc_free(activations);
 }
 
+static void submit_tokens(struct executor_session *session, uint32_t position,
+                          const uint32_t *tokens, uint32_t count, int sample);
+
 static void on_token(void *user, const struct hop_header *header, uint32_t token, float logprob,
                      enum hop_finish finish)
 {
@@ -73,6 +85,13 @@ static void on_token(void *user, const struct hop_header *header, uint32_t token
                                    .position = header->position + header->token_count,
                                    .token = token,
                                    .finish = finish});
+    struct record *record = user;
+    if (record->beside_step) {
+        cr_assert_eq(executor_submit(record->beside, record->beside_step), ODSI_OK);
+        record->beside_step = NULL;
+    }
+    if (record->ring && finish == HOP_FINISH_NONE)
+        submit_tokens(record->ring, header->position + header->token_count, &token, 1, 1);
 }
 
 static void on_failed(void *user, const struct hop_header *header, enum odsi_err err)
@@ -149,15 +168,21 @@ static struct executor_session *open_session(struct fixture *f, struct record *r
     return session;
 }
 
-static void submit_tokens(struct executor_session *session, uint32_t position,
-                          const uint32_t *tokens, uint32_t count, int sample)
+static struct executor_step *make_step(uint32_t position, const uint32_t *tokens, uint32_t count,
+                                       int sample)
 {
     const struct hop_header header = {
         .position = position, .token_count = count, .kind = HOP_TOKENS, .sample = sample};
     struct executor_step *step = NULL;
     cr_assert_eq(executor_step_make(&step, &header, sizeof *tokens), ODSI_OK);
     memcpy(step->data, tokens, count * sizeof *tokens);
-    cr_assert_eq(executor_submit(session, step), ODSI_OK);
+    return step;
+}
+
+static void submit_tokens(struct executor_session *session, uint32_t position,
+                          const uint32_t *tokens, uint32_t count, int sample)
+{
+    cr_assert_eq(executor_submit(session, make_step(position, tokens, count, sample)), ODSI_OK);
 }
 
 /* Generates greedily, feeding each token back; returns how many came. */
@@ -267,6 +292,110 @@ Test(executor, sessions_do_not_disturb_each_other)
     alloc_free(records);
 }
 
+/* Goal: an answer goes on while a long prompt is computed beside it, and neither changes. Method: a
+ * prompt of eight pieces is handed over while another session writes an answer, each token of which
+ * is its next step at once: most pieces must have a token beside them. */
+Test(executor, an_answer_goes_on_beside_a_long_prompt)
+{
+    enum { LONG = 500, NEW = 100 };
+    const uint32_t prompt[] = {1, 466, 467, 261, 417};
+    uint32_t tokens[NEW], text[LONG], beside = 0;
+    struct fixture f;
+    struct record alone, answer, both;
+    set_up(&f, 0, 6);
+    f.spec.token_limit = 510;
+    f.spec.ignore_end = 1;
+    for (uint32_t i = 0; i < LONG; i++)
+        text[i] = (i * 7919u + i * i) % 1000;
+    record_init(&alone);
+    record_init(&answer);
+    record_init(&both);
+    struct executor_session *first = open_session(&f, &alone);
+    submit_tokens(first, 0, text, LONG, 1);
+    const uint32_t expected = wait_event(&alone, 1)->token;
+    executor_session_close(first);
+    f.spec.new_tokens_max = NEW;
+    first = open_session(&f, &f.record);
+    cr_assert_eq(generate(first, &f.record, prompt, 5, tokens, NEW), NEW);
+    executor_session_close(first);
+
+    struct executor_session *second = open_session(&f, &both);
+    wait_event(&both, 0);
+    first = open_session(&f, &answer);
+    answer.ring = first;
+    answer.beside = second;
+    answer.beside_step = make_step(0, text, LONG, 1);
+    submit_tokens(first, 0, prompt, 5, 1);
+    const uint32_t begin = wait_event(&answer, 1)->time;
+    cr_expect_eq(wait_event(&both, 1)->token, expected);
+    for (uint32_t i = 0; i < NEW; i++) {
+        const struct event *event = wait_event(&answer, i + 1);
+        cr_expect_eq(event->token, tokens[i], "token %u", i);
+        beside += event->time > begin && event->time < both.events[1].time;
+    }
+    cr_expect_geq(beside, 7, "only %u tokens came", beside);
+    executor_session_close(first);
+    executor_session_close(second);
+    tear_down(&f);
+}
+
+static void set_prefix(struct fixture *f, struct digest *keys, const uint32_t *text, uint32_t count)
+{
+    const struct digest seed = {{0}};
+    prefix_key_chain(keys, &seed, text, count / KV_PAGE_TOKENS);
+    f->spec.prefix_keys = keys;
+    f->spec.prefix_count = count / KV_PAGE_TOKENS;
+    f->spec.prompt_count = count;
+}
+
+/* Goal: a second session of a prompt begins where it is told that it can, or earlier, and says what
+ * the first one said. */
+Test(executor, a_session_begins_behind_the_prefix_that_is_held)
+{
+    enum { COUNT = 200, NEW = 6 };
+    static const uint32_t begins[] = {0, 192, 100, 64, 0, 191};
+    struct digest keys[COUNT / KV_PAGE_TOKENS];
+    uint32_t text[COUNT], expected[NEW] = {0};
+    struct fixture f;
+    set_up(&f, 0, 6);
+    for (uint32_t i = 0; i < COUNT; i++)
+        text[i] = (i * 7919u + i * i) % 1000;
+    set_prefix(&f, keys, text, COUNT);
+    for (uint32_t s = 0; s < 6; s++) {
+        struct record record;
+        record_init(&record);
+        struct executor_session *session = open_session(&f, &record);
+        cr_expect_eq(wait_event(&record, 0)->position, s == 0 ? 0 : 192, "session %u", s);
+        submit_tokens(session, begins[s], text + begins[s], COUNT - begins[s], 1);
+        for (uint32_t i = 0; i < NEW; i++) {
+            const struct event *event = wait_event(&record, i + 1);
+            cr_assert_eq(event->kind, TOKEN);
+            cr_expect_eq(event->position, COUNT + i);
+            if (s == 0)
+                expected[i] = event->token;
+            cr_expect_eq(event->token, expected[i], "session %u, token %u", s, i);
+            submit_tokens(session, event->position, &event->token, 1, 1);
+        }
+        executor_session_close(session);
+        while (wait_event(&record, record.count - 1)->kind != CLOSED)
+            ;
+    }
+    tear_down(&f);
+}
+
+Test(executor, a_first_step_beyond_what_is_held_ends_the_session)
+{
+    const uint32_t token = 5;
+    struct fixture f;
+    set_up(&f, 0, 6);
+    struct executor_session *session = open_session(&f, &f.record);
+    submit_tokens(session, 3, &token, 1, 1);
+    cr_expect_eq(wait_event(&f.record, 1)->kind, FAILED);
+    cr_expect_eq(wait_event(&f.record, 1)->err, ODSI_ERR_RANGE);
+    executor_session_close(session);
+    tear_down(&f);
+}
+
 Test(executor, a_failed_step_ends_its_session_and_is_told_once)
 {
     struct fixture f;
@@ -279,7 +408,9 @@ Test(executor, a_failed_step_ends_its_session_and_is_told_once)
     struct executor_session *session = open_session(&f, &f.record);
     const struct hop_header header = {.stage = 1, .token_count = 2, .kind = HOP_ACTIVATIONS};
     for (int i = 0; i < 3; i++) {
-        cr_assert_eq(executor_step_make(&step, &header, f.worker.dim * 4), ODSI_OK);
+        struct hop_header next = header;
+        next.position = 2 * (uint32_t)i;
+        cr_assert_eq(executor_step_make(&step, &next, f.worker.dim * 4), ODSI_OK);
         float *x = (float *)(void *)step->data;
         for (uint32_t c = 0; c < 2 * f.worker.dim; c++)
             x[c] = i == 1 && c == 7 ? NAN : 0.5f;

@@ -81,6 +81,76 @@ Test(hop, takes_each_position_once_and_in_order)
     cr_expect_eq(f.order.next_position, 6);
 }
 
+Test(hop, begins_at_any_position_that_is_held_and_goes_on_in_order)
+{
+    for (uint32_t begin = 0; begin <= 10; begin += 5) {
+        struct fixture f;
+        enum odsi_err err;
+        set_up(&f, 1);
+        f.order.held_count = 10;
+        struct hop_header header = step_at(&f, 11, 2);
+        cr_expect_eq(send_step(&f, &header, 1, &err), HOP_REFUSE, "beyond what is held");
+        cr_expect_eq(err, ODSI_ERR_STATE);
+        header = step_at(&f, begin, 4);
+        cr_expect_eq(send_step(&f, &header, 1, &err), HOP_TAKE);
+        cr_expect_eq(send_step(&f, &header, 1, &err), HOP_DUPLICATE);
+        header = step_at(&f, begin + 5, 1);
+        cr_expect_eq(send_step(&f, &header, 1, &err), HOP_REFUSE, "a gap, held or not");
+        header = step_at(&f, begin + 4, 1);
+        cr_expect_eq(send_step(&f, &header, 1, &err), HOP_TAKE);
+    }
+}
+
+/* Goal: sessions share pages only when the same gateway sent them over the same stages before. */
+Test(hop, a_prefix_scope_is_the_gateway_and_the_stages_before)
+{
+    struct fixture f;
+    const struct digest gateway = id_of(70), other_gateway = id_of(71);
+    struct digest scope, other;
+    set_up(&f, 1);
+    hop_prefix_scope(&scope, &f.spec, &gateway);
+    f.stages[1].worker_id = id_of(40);
+    f.stages[2].worker_id = id_of(41);
+    f.stages[2].layer_end = 7;
+    hop_prefix_scope(&other, &f.spec, &gateway);
+    cr_expect(digest_equal(&scope, &other), "stages behind it send it nothing of the prompt");
+    hop_prefix_scope(&other, &f.spec, &other_gateway);
+    cr_expect_not(digest_equal(&scope, &other));
+    f.stages[0].layer_end = 1;
+    hop_prefix_scope(&other, &f.spec, &gateway);
+    cr_expect_not(digest_equal(&scope, &other));
+    set_up(&f, 1);
+    f.stages[0].worker_id = id_of(42);
+    hop_prefix_scope(&other, &f.spec, &gateway);
+    cr_expect_not(digest_equal(&scope, &other));
+    set_up(&f, 2);
+    hop_prefix_scope(&other, &f.spec, &gateway);
+    cr_expect_not(digest_equal(&scope, &other));
+}
+
+Test(hop, refuses_keys_that_do_not_fit_the_prompt)
+{
+    static const struct {
+        uint32_t prompt_count, prefix_count;
+        enum odsi_err err;
+    } cases[] = {{100, 1, ODSI_OK},
+                 {63, 1, ODSI_ERR_INVALID},
+                 {0, 1, ODSI_ERR_INVALID},
+                 {101, 0, ODSI_ERR_INVALID},
+                 {100, 0, ODSI_OK},
+                 {64, 1, ODSI_OK},
+                 {64, 2, ODSI_ERR_INVALID},
+                 {0, 0, ODSI_OK},
+                 {UINT32_MAX, UINT32_MAX, ODSI_ERR_INVALID}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct fixture f;
+        set_up(&f, 1);
+        f.spec.prompt_count = cases[i].prompt_count;
+        f.spec.prefix_count = cases[i].prefix_count;
+        cr_expect_eq(hop_check_spec(&f.spec, &f.worker), cases[i].err, "case %zu", i);
+    }
+}
+
 Test(hop, takes_steps_only_from_the_stage_before)
 {
     struct fixture f;
