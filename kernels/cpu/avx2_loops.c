@@ -13,4 +13,11 @@ void avx2_loops_fill(struct cpu_loops *loops)
     loops->kv_round = avx2_kv_round;
     loops->attention = avx2_attention;
     loops->act_mul = avx2_act_mul;
+    loops->scale = avx2_scale;
+    loops->softcap = avx2_softcap;
+    loops->add = avx2_add;
+    loops->add_bias = avx2_add_bias;
+    loops->combine = avx2_combine;
+    loops->rope = avx2_rope;
+    loops->route = avx2_route;
 }

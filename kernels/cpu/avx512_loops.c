@@ -13,4 +13,11 @@ void avx512_loops_fill(struct cpu_loops *loops)
     loops->kv_round = avx512_kv_round;
     loops->attention = avx512_attention;
     loops->act_mul = avx512_act_mul;
+    loops->scale = avx512_scale;
+    loops->softcap = avx512_softcap;
+    loops->add = avx512_add;
+    loops->add_bias = avx512_add_bias;
+    loops->combine = avx512_combine;
+    loops->rope = avx512_rope;
+    loops->route = avx512_route;
 }

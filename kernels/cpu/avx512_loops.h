@@ -14,4 +14,13 @@ void avx512_kv_round(uint16_t *to, const float *from, size_t count);
 void avx512_attention(const struct cpu_attention *job);
 void avx512_act_mul(float *out, const float *gate, const float *up, size_t count,
                     enum act_kind kind);
+void avx512_scale(float *x, size_t count, float factor);
+void avx512_softcap(float *x, size_t count, float cap);
+void avx512_add(float *out, const float *a, const float *b, size_t count);
+void avx512_add_bias(float *x, const float *bias, uint32_t cols);
+void avx512_combine(float *out, const float *y, const float *weights, uint32_t used, uint32_t cols);
+void avx512_rope(float *x, const float *cos, const float *sin, uint32_t half_dim,
+                 enum rope_style style, uint32_t heads, uint32_t head_dim);
+void avx512_route(uint32_t *ids, float *weights, const float *logits, uint32_t experts,
+                  uint32_t used);
 #endif

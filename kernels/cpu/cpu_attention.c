@@ -1,11 +1,13 @@
 #include "kernels/cpu/cpu_attention.h"
 
-#include "common/base/alloc.h"
+#include "kernels/ref/ref.h"
 
-/* Query vectors of one piece: enough to make up for rearranging each tile of keys, few enough for
- * their scores to stay in the second-level cache. */
-#define VECTORS_MAX      48u
+/* Scores that a piece holds at once (2 MiB), unless a single head of a single row has more: what
+ * bounds the memory of a thread, and what still finds its place in a cache. */
 #define SCORES_COUNT_MAX (512u * 1024u)
+
+/* The widest panel of values of any instruction set, in columns. */
+#define PANEL_COLS 32u
 
 static uint32_t min_u32(uint32_t a, uint32_t b)
 {
@@ -17,19 +19,21 @@ static uint32_t max_u32(uint32_t a, uint32_t b)
     return a > b ? a : b;
 }
 
-static size_t line_round(size_t count)
+static uint32_t ceil_div(uint64_t count, uint32_t by)
 {
-    const size_t line = ALLOC_ALIGNMENT / sizeof(float);
-    return (count + line - 1) / line * line;
+    return (uint32_t)((count + by - 1) / by);
 }
 
-size_t cpu_attention_scratch(uint32_t vectors, uint32_t position_count, uint32_t head_dim)
+/* Enough for every instruction set; the scalar loops need the scores of one vector alone. */
+static size_t scratch_count(uint32_t vectors, uint32_t tiles, uint32_t head_dim)
 {
-    const size_t tiles = ((size_t)position_count + OPS_TILE_TOKENS - 1) / OPS_TILE_TOKENS;
-    const size_t scores = tiles * OPS_TILE_TOKENS * vectors;
-    const size_t keys = (size_t)OPS_TILE_TOKENS * head_dim;
-    const size_t queries_and_sums = 2 * line_round((size_t)vectors * head_dim);
-    return scores + keys + queries_and_sums + line_round(vectors);
+    const size_t cols = (size_t)ceil_div(head_dim, PANEL_COLS) * PANEL_COLS;
+    const size_t panel = OPS_TILE_TOKENS * cols;
+    const size_t scores = (size_t)vectors * tiles * OPS_TILE_TOKENS;
+    const size_t queries = cpu_attention_line_round((size_t)vectors * head_dim);
+    const size_t totals = (size_t)vectors * cols;
+    const size_t tile_weights = cpu_attention_line_round((size_t)vectors * tiles);
+    return panel + scores + queries + totals + tile_weights;
 }
 
 /* One session's rows share a page table and ascend. */
@@ -39,38 +43,67 @@ static int joins(const struct op_batch *batch, uint32_t row)
            batch->position[row] > batch->position[row - 1];
 }
 
+/* A row's place in a part of its own. */
+static struct cpu_attention_part part_of(const struct cpu_attention_plan *plan, uint32_t row)
+{
+    const uint32_t position = plan->batch->position[row];
+    const uint32_t first = ref_window_first(position, plan->params->window) / OPS_TILE_TOKENS;
+    return (struct cpu_attention_part){.row_first = row,
+                                       .row_count = 1,
+                                       .tile_first = first,
+                                       .tile_count = position / OPS_TILE_TOKENS + 1 - first};
+}
+
+/* Puts the rows into parts; returns the most tiles that a part of one row looks at. */
+static uint32_t parts_fill(struct cpu_attention_plan *plan, struct cpu_attention_part *parts,
+                           uint32_t group)
+{
+    const uint32_t rows_max = max_u32(1, CPU_ATTENTION_VECTORS_MAX / group);
+    uint32_t tiles_most = 0;
+    uint32_t count = 0;
+    for (uint32_t row = 0; row < plan->batch->rows; row++) {
+        const struct cpu_attention_part alone = part_of(plan, row);
+        struct cpu_attention_part *last = count > 0 ? &parts[count - 1] : NULL;
+        tiles_most = max_u32(tiles_most, alone.tile_count);
+        plan->tile_rows += alone.tile_count;
+        if (last && joins(plan->batch, row) && last->row_count < rows_max) {
+            const uint32_t tiles = alone.tile_first + alone.tile_count - last->tile_first;
+            const uint64_t vectors = (uint64_t)(last->row_count + 1) * group;
+            if (vectors * tiles * OPS_TILE_TOKENS <= SCORES_COUNT_MAX) {
+                last->row_count++;
+                last->tile_count = tiles;
+                continue;
+            }
+        }
+        parts[count++] = alone;
+    }
+    plan->part_count = count;
+    return tiles_most;
+}
+
 void cpu_attention_plan(struct cpu_attention_plan *plan, struct cpu_attention_part *parts,
                         uint32_t thread_count)
 {
-    const struct op_batch *batch = plan->batch;
     const uint32_t group = plan->params->heads / plan->pool->kv_heads;
-    const uint32_t rows_max = max_u32(1, VECTORS_MAX / group);
-    uint32_t count = 0;
-    uint32_t rows_most = 1;
-    plan->position_count = 0;
-    for (uint32_t row = 0; row < batch->rows; row++) {
-        const uint32_t looks = batch->position[row] + 1;
-        struct cpu_attention_part *last = count > 0 ? &parts[count - 1] : NULL;
-        plan->position_count = max_u32(plan->position_count, looks);
-        if (last && joins(batch, row) && last->row_count < rows_max &&
-            (uint64_t)(last->row_count + 1) * group * looks <= SCORES_COUNT_MAX) {
-            last->row_count++;
-            rows_most = max_u32(rows_most, last->row_count);
-        } else {
-            parts[count].row_first = row;
-            parts[count].row_count = 1;
-            count++;
-        }
-    }
     plan->parts = parts;
-    plan->part_count = count;
+    plan->tile_rows = 0;
+    const uint64_t positions = (uint64_t)parts_fill(plan, parts, group) * OPS_TILE_TOKENS;
 
-    const uint64_t whole = (uint64_t)count * plan->pool->kv_heads;
+    /* as many heads together as their scores may be kept of, in enough pieces for all threads */
+    uint32_t split = max_u32(ceil_div(group, CPU_ATTENTION_VECTORS_MAX),
+                             ceil_div(group * positions, SCORES_COUNT_MAX));
+    const uint64_t whole = (uint64_t)plan->part_count * plan->pool->kv_heads;
     const uint64_t wanted = thread_count > 1 ? 2ull * thread_count : 1;
-    plan->head_split = 1;
     if (whole > 0 && whole < wanted)
-        plan->head_split = min_u32(group, (uint32_t)((wanted + whole - 1) / whole));
-    plan->vectors_max = rows_most * ((group + plan->head_split - 1) / plan->head_split);
+        split = max_u32(split, (uint32_t)((wanted + whole - 1) / whole));
+    plan->head_split = min_u32(group, split);
+
+    plan->scratch_count = 0;
+    for (uint32_t i = 0; i < plan->part_count; i++) {
+        const uint32_t vectors = parts[i].row_count * ceil_div(group, plan->head_split);
+        const size_t count = scratch_count(vectors, parts[i].tile_count, plan->pool->head_dim);
+        plan->scratch_count = count > plan->scratch_count ? count : plan->scratch_count;
+    }
 }
 
 uint64_t cpu_attention_piece_count(const struct cpu_attention_plan *plan)
@@ -100,4 +133,6 @@ void cpu_attention_piece(struct cpu_attention *out, const struct cpu_attention_p
     out->kv_head = kv_head;
     out->head_first = kv_head * group + first;
     out->head_count = end - first;
+    out->tile_first = part->tile_first;
+    out->tile_count = part->tile_count;
 }

@@ -7,12 +7,14 @@
 #include "kernels/cpu/cpu_parts.h"
 #include "kernels/ref/ref.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 /* Work below this is not worth waking other threads for; about 2 us on one thread. */
-#define WORK_MIN_SHARED     (1u << 17)
-#define ELEMENTS_PER_TASK   8192u /* of an op without rows */
-#define ATTENTION_MADD_WORK 4u    /* a multiply-add of attention against one of a matmul */
+#define WORK_MIN_SHARED      (1u << 17)
+#define ELEMENTS_PER_TASK    8192u /* of an op without rows */
+#define ATTENTION_MADD_WORK  4u    /* a multiply-add of attention against one of a matmul */
+#define ROUTE_LOGIT_ELEMENTS 8u    /* a logit of route against an element of an op by row */
 
 enum odsi_err cpu_scratch_need(struct cpu_scratch *self, size_t size)
 {
@@ -84,78 +86,194 @@ static enum odsi_err cpu_sync(struct backend *base)
 
 /* ---- ops by row ---- */
 
+/* A task takes several rows when they are short, so that claiming it costs little beside them. */
 struct row_job {
     const struct cpu_loops *loops;
     float *out;
     const float *x;
     const float *weight;
+    uint32_t rows;
     uint32_t cols;
+    uint32_t task_rows;
     float eps;
-    int8_t *q;
-    float *scales;
-    int32_t *offsets;
+    /* rope and kv_write */
+    const struct op_batch *batch;
+    const struct rope_table *table;
+    uint32_t heads;
+    uint32_t head_dim;
+    const struct kv_pool *pool;
+    uint32_t layer;
+    /* route and combine */
+    uint32_t *ids;
+    uint32_t used;
 };
+
+/* Runs task over all rows; size: elements that one row reads. */
+static void share_rows(struct cpu_backend *self, pool_task *task, struct row_job *job,
+                       uint64_t size)
+{
+    const uint64_t task_rows = size < ELEMENTS_PER_TASK ? ELEMENTS_PER_TASK / (size + 1) : 1;
+    job->loops = &self->loops;
+    job->task_rows = task_rows < job->rows ? (uint32_t)task_rows : job->rows;
+    if (job->rows > 0)
+        cpu_share(self, task, job, (job->rows + job->task_rows - 1) / job->task_rows,
+                  job->rows * size * CPU_WORK_PER_ELEMENT);
+}
+
+static uint32_t task_end(const struct row_job *job, uint32_t index)
+{
+    const uint32_t rest = job->rows - index * job->task_rows;
+    return index * job->task_rows + (rest < job->task_rows ? rest : job->task_rows);
+}
 
 static void rmsnorm_task(void *context, uint32_t index, uint32_t thread)
 {
     const struct row_job *job = context;
-    const size_t at = (size_t)index * job->cols;
     (void)thread;
-    job->loops->rmsnorm(job->out + at, job->x + at, job->weight, job->cols, job->eps);
+    for (uint32_t r = index * job->task_rows; r < task_end(job, index); r++) {
+        const size_t at = (size_t)r * job->cols;
+        job->loops->rmsnorm(job->out + at, job->x + at, job->weight, job->cols, job->eps);
+    }
 }
 
 static enum odsi_err cpu_rmsnorm(struct backend *base, float *out_dev, const float *x_dev,
                                  const float *weight_dev, uint32_t rows, uint32_t cols, float eps)
 {
-    struct cpu_backend *self = cpu_of(base);
     ODSI_ASSERT(cols > 0);
-    struct row_job job = {.loops = &self->loops,
-                          .out = out_dev,
-                          .x = x_dev,
-                          .weight = weight_dev,
-                          .cols = cols,
-                          .eps = eps};
-    cpu_share(self, rmsnorm_task, &job, rows, (uint64_t)rows * cols * CPU_WORK_PER_ELEMENT);
+    struct row_job job = {
+        .out = out_dev, .x = x_dev, .weight = weight_dev, .rows = rows, .cols = cols, .eps = eps};
+    share_rows(cpu_of(base), rmsnorm_task, &job, cols);
     return ODSI_OK;
+}
+
+static void add_bias_task(void *context, uint32_t index, uint32_t thread)
+{
+    const struct row_job *job = context;
+    (void)thread;
+    for (uint32_t r = index * job->task_rows; r < task_end(job, index); r++)
+        job->loops->add_bias(job->out + (size_t)r * job->cols, job->weight, job->cols);
+}
+
+static enum odsi_err cpu_add_bias(struct backend *base, float *x_dev, const float *bias_dev,
+                                  uint32_t rows, uint32_t cols)
+{
+    struct row_job job = {.out = x_dev, .weight = bias_dev, .rows = rows, .cols = cols};
+    share_rows(cpu_of(base), add_bias_task, &job, cols);
+    return ODSI_OK;
+}
+
+static void rope_task(void *context, uint32_t index, uint32_t thread)
+{
+    const struct row_job *job = context;
+    const struct rope_table *table = job->table;
+    (void)thread;
+    for (uint32_t r = index * job->task_rows; r < task_end(job, index); r++) {
+        const size_t at = (size_t)job->batch->position[r] * table->half_dim;
+        ODSI_ASSERT(job->batch->position[r] < table->position_count);
+        job->loops->rope(job->out + (size_t)r * job->heads * job->head_dim, table->cos_dev + at,
+                         table->sin_dev + at, table->half_dim, table->style, job->heads,
+                         job->head_dim);
+    }
 }
 
 static enum odsi_err cpu_rope(struct backend *base, float *x_dev, const struct rope_table *table,
                               const struct op_batch *batch, uint32_t heads, uint32_t head_dim)
 {
-    struct cpu_backend *self = cpu_of(base);
     ODSI_ASSERT(2 * table->half_dim <= head_dim);
-    for (uint32_t r = 0; r < batch->rows; r++) {
-        ODSI_ASSERT(batch->position[r] < table->position_count);
-        const size_t at = (size_t)batch->position[r] * table->half_dim;
-        self->loops.rope(x_dev + (size_t)r * heads * head_dim, table->cos_dev + at,
-                         table->sin_dev + at, table->half_dim, table->style, heads, head_dim);
-    }
+    struct row_job job = {.out = x_dev,
+                          .rows = batch->rows,
+                          .batch = batch,
+                          .table = table,
+                          .heads = heads,
+                          .head_dim = head_dim};
+    share_rows(cpu_of(base), rope_task, &job, (uint64_t)heads * table->half_dim * 2);
     return ODSI_OK;
 }
 
-/* ---- attention ---- */
+static void kv_write_task(void *context, uint32_t index, uint32_t thread)
+{
+    const struct row_job *job = context;
+    const struct kv_pool *pool = job->pool;
+    (void)thread;
+    for (uint32_t r = index * job->task_rows; r < task_end(job, index); r++) {
+        const uint32_t position = job->batch->position[r];
+        const uint32_t page = job->batch->page_table[r][position / KV_PAGE_TOKENS];
+        const size_t token = (size_t)(position % KV_PAGE_TOKENS) * pool->head_dim;
+        ODSI_ASSERT(page < pool->page_count);
+        for (uint32_t h = 0; h < pool->kv_heads; h++) {
+            const size_t from = ((size_t)r * pool->kv_heads + h) * pool->head_dim;
+            uint16_t *keys = pool->pages_dev + ref_kv_offset(pool, page, job->layer, 0, h);
+            uint16_t *values = pool->pages_dev + ref_kv_offset(pool, page, job->layer, 1, h);
+            job->loops->kv_round(keys + token, job->x + from, pool->head_dim);
+            job->loops->kv_round(values + token, job->weight + from, pool->head_dim);
+        }
+    }
+}
 
 static enum odsi_err cpu_kv_write(struct backend *base, const struct kv_pool *pool, uint32_t layer,
                                   const struct op_batch *batch, const float *k_dev,
                                   const float *v_dev)
 {
-    struct cpu_backend *self = cpu_of(base);
     ODSI_ASSERT(layer < pool->layers);
-    for (uint32_t r = 0; r < batch->rows; r++) {
-        const uint32_t position = batch->position[r];
-        const uint32_t page = batch->page_table[r][position / KV_PAGE_TOKENS];
-        const size_t token = (size_t)(position % KV_PAGE_TOKENS) * pool->head_dim;
-        ODSI_ASSERT(page < pool->page_count);
-        for (uint32_t h = 0; h < pool->kv_heads; h++) {
-            const size_t from = ((size_t)r * pool->kv_heads + h) * pool->head_dim;
-            uint16_t *keys = pool->pages_dev + ref_kv_offset(pool, page, layer, 0, h);
-            uint16_t *values = pool->pages_dev + ref_kv_offset(pool, page, layer, 1, h);
-            self->loops.kv_round(keys + token, k_dev + from, pool->head_dim);
-            self->loops.kv_round(values + token, v_dev + from, pool->head_dim);
-        }
-    }
+    struct row_job job = {.x = k_dev,
+                          .weight = v_dev,
+                          .rows = batch->rows,
+                          .batch = batch,
+                          .pool = pool,
+                          .layer = layer};
+    share_rows(cpu_of(base), kv_write_task, &job, (uint64_t)pool->kv_heads * pool->head_dim * 2);
     return ODSI_OK;
 }
+
+static void route_task(void *context, uint32_t index, uint32_t thread)
+{
+    const struct row_job *job = context;
+    (void)thread;
+    for (uint32_t r = index * job->task_rows; r < task_end(job, index); r++)
+        job->loops->route(job->ids + (size_t)r * job->used, job->out + (size_t)r * job->used,
+                          job->x + (size_t)r * job->cols, job->cols, job->used);
+}
+
+static enum odsi_err cpu_route(struct backend *base, uint32_t *ids_dev, float *weights_dev,
+                               const float *logits_dev, uint32_t rows, uint32_t experts,
+                               uint32_t used)
+{
+    ODSI_ASSERT(used > 0 && used <= experts);
+    struct row_job job = {.out = weights_dev,
+                          .x = logits_dev,
+                          .rows = rows,
+                          .cols = experts,
+                          .ids = ids_dev,
+                          .used = used};
+    share_rows(cpu_of(base), route_task, &job, (uint64_t)experts * ROUTE_LOGIT_ELEMENTS);
+    return ODSI_OK;
+}
+
+static void combine_task(void *context, uint32_t index, uint32_t thread)
+{
+    const struct row_job *job = context;
+    (void)thread;
+    for (uint32_t r = index * job->task_rows; r < task_end(job, index); r++)
+        job->loops->combine(job->out + (size_t)r * job->cols,
+                            job->x + (size_t)r * job->used * job->cols,
+                            job->weight + (size_t)r * job->used, job->used, job->cols);
+}
+
+static enum odsi_err cpu_combine(struct backend *base, float *out_dev, const float *y_dev,
+                                 const float *weights_dev, uint32_t rows, uint32_t used,
+                                 uint32_t cols)
+{
+    struct row_job job = {.out = out_dev,
+                          .x = y_dev,
+                          .weight = weights_dev,
+                          .rows = rows,
+                          .cols = cols,
+                          .used = used};
+    share_rows(cpu_of(base), combine_task, &job, (uint64_t)used * cols);
+    return ODSI_OK;
+}
+
+/* ---- attention ---- */
 
 struct attention_job {
     const struct cpu_loops *loops;
@@ -170,10 +288,7 @@ static void attention_task(void *context, uint32_t index, uint32_t thread)
     struct cpu_attention piece;
     cpu_attention_piece(&piece, job->plan, index);
     piece.scratch = job->scratch + thread * job->scratch_count;
-    if (job->plan->params->window > 0 || job->plan->params->softcap > 0.0f)
-        job->loops->attention_any(&piece);
-    else
-        job->loops->attention(&piece);
+    job->loops->attention(&piece);
 }
 
 static enum odsi_err cpu_attention(struct backend *base, float *out_dev, const float *q_dev,
@@ -196,16 +311,14 @@ static enum odsi_err cpu_attention(struct backend *base, float *out_dev, const f
     if (err != ODSI_OK)
         return err;
     cpu_attention_plan(&plan, self->parts.memory, threads);
-    const size_t count =
-        cpu_attention_scratch(plan.vectors_max, plan.position_count, pool->head_dim);
-    err = cpu_scratch_need(&self->attention, count * threads * sizeof(float));
+    err = cpu_scratch_need(&self->attention, plan.scratch_count * threads * sizeof(float));
     if (err != ODSI_OK)
         return err;
     struct attention_job job = {.loops = &self->loops,
                                 .plan = &plan,
                                 .scratch = self->attention.memory,
-                                .scratch_count = count};
-    const uint64_t work = (uint64_t)batch->rows * heads * plan.position_count * pool->head_dim;
+                                .scratch_count = plan.scratch_count};
+    const uint64_t work = plan.tile_rows * OPS_TILE_TOKENS * heads * pool->head_dim;
     cpu_share(self, attention_task, &job, cpu_attention_piece_count(&plan),
               work * ATTENTION_MADD_WORK);
     return ODSI_OK;
@@ -219,8 +332,19 @@ struct element_job {
     const float *a;
     const float *b;
     size_t count;
+    float factor; /* or cap */
     enum act_kind kind;
+    atomic_int finite;
 };
+
+/* Runs task over all elements; weight: the work of one. */
+static void share_elements(struct cpu_backend *self, pool_task *task, struct element_job *job,
+                           uint64_t weight)
+{
+    job->loops = &self->loops;
+    cpu_share(self, task, job, (job->count + ELEMENTS_PER_TASK - 1) / ELEMENTS_PER_TASK,
+              job->count * weight);
+}
 
 static size_t element_count(const struct element_job *job, uint32_t index)
 {
@@ -237,6 +361,15 @@ static void act_mul_task(void *context, uint32_t index, uint32_t thread)
                         job->kind);
 }
 
+static enum odsi_err cpu_act_mul(struct backend *base, float *out_dev, const float *gate_dev,
+                                 const float *up_dev, size_t count, enum act_kind kind)
+{
+    struct element_job job = {
+        .out = out_dev, .a = gate_dev, .b = up_dev, .count = count, .kind = kind};
+    share_elements(cpu_of(base), act_mul_task, &job, CPU_WORK_PER_EXP);
+    return ODSI_OK;
+}
+
 static void add_task(void *context, uint32_t index, uint32_t thread)
 {
     const struct element_job *job = context;
@@ -245,74 +378,61 @@ static void add_task(void *context, uint32_t index, uint32_t thread)
     job->loops->add(job->out + at, job->a + at, job->b + at, element_count(job, index));
 }
 
-static enum odsi_err cpu_act_mul(struct backend *base, float *out_dev, const float *gate_dev,
-                                 const float *up_dev, size_t count, enum act_kind kind)
-{
-    struct cpu_backend *self = cpu_of(base);
-    struct element_job job = {&self->loops, out_dev, gate_dev, up_dev, count, kind};
-    cpu_share(self, act_mul_task, &job, (count + ELEMENTS_PER_TASK - 1) / ELEMENTS_PER_TASK,
-              (uint64_t)count * CPU_WORK_PER_EXP);
-    return ODSI_OK;
-}
-
 static enum odsi_err cpu_add(struct backend *base, float *out_dev, const float *a_dev,
                              const float *b_dev, size_t count)
 {
-    struct cpu_backend *self = cpu_of(base);
-    struct element_job job = {&self->loops, out_dev, a_dev, b_dev, count, ACT_SILU};
-    cpu_share(self, add_task, &job, (count + ELEMENTS_PER_TASK - 1) / ELEMENTS_PER_TASK,
-              (uint64_t)count * CPU_WORK_PER_ELEMENT);
+    struct element_job job = {.out = out_dev, .a = a_dev, .b = b_dev, .count = count};
+    share_elements(cpu_of(base), add_task, &job, CPU_WORK_PER_ELEMENT);
     return ODSI_OK;
+}
+
+static void scale_task(void *context, uint32_t index, uint32_t thread)
+{
+    const struct element_job *job = context;
+    (void)thread;
+    job->loops->scale(job->out + (size_t)index * ELEMENTS_PER_TASK, element_count(job, index),
+                      job->factor);
 }
 
 static enum odsi_err cpu_scale(struct backend *base, float *x_dev, size_t count, float factor)
 {
-    cpu_of(base)->loops.scale(x_dev, count, factor);
+    struct element_job job = {.out = x_dev, .count = count, .factor = factor};
+    share_elements(cpu_of(base), scale_task, &job, CPU_WORK_PER_ELEMENT);
     return ODSI_OK;
+}
+
+static void softcap_task(void *context, uint32_t index, uint32_t thread)
+{
+    const struct element_job *job = context;
+    (void)thread;
+    job->loops->softcap(job->out + (size_t)index * ELEMENTS_PER_TASK, element_count(job, index),
+                        job->factor);
 }
 
 static enum odsi_err cpu_softcap(struct backend *base, float *x_dev, size_t count, float cap)
 {
     ODSI_ASSERT(cap > 0.0f);
-    cpu_of(base)->loops.softcap(x_dev, count, cap);
+    struct element_job job = {.out = x_dev, .count = count, .factor = cap};
+    share_elements(cpu_of(base), softcap_task, &job, CPU_WORK_PER_EXP);
     return ODSI_OK;
 }
 
-static enum odsi_err cpu_add_bias(struct backend *base, float *x_dev, const float *bias_dev,
-                                  uint32_t rows, uint32_t cols)
+static void all_finite_task(void *context, uint32_t index, uint32_t thread)
 {
-    for (uint32_t r = 0; r < rows; r++)
-        cpu_of(base)->loops.add_bias(x_dev + (size_t)r * cols, bias_dev, cols);
-    return ODSI_OK;
-}
-
-/* ---- experts ---- */
-
-static enum odsi_err cpu_route(struct backend *base, uint32_t *ids_dev, float *weights_dev,
-                               const float *logits_dev, uint32_t rows, uint32_t experts,
-                               uint32_t used)
-{
-    ODSI_ASSERT(used > 0 && used <= experts);
-    for (uint32_t r = 0; r < rows; r++)
-        cpu_of(base)->loops.route(ids_dev + (size_t)r * used, weights_dev + (size_t)r * used,
-                                  logits_dev + (size_t)r * experts, experts, used);
-    return ODSI_OK;
-}
-
-static enum odsi_err cpu_combine(struct backend *base, float *out_dev, const float *y_dev,
-                                 const float *weights_dev, uint32_t rows, uint32_t used,
-                                 uint32_t cols)
-{
-    for (uint32_t r = 0; r < rows; r++)
-        cpu_of(base)->loops.combine(out_dev + (size_t)r * cols, y_dev + (size_t)r * used * cols,
-                                    weights_dev + (size_t)r * used, used, cols);
-    return ODSI_OK;
+    struct element_job *job = context;
+    (void)thread;
+    if (!job->loops->all_finite(job->a + (size_t)index * ELEMENTS_PER_TASK,
+                                element_count(job, index)))
+        atomic_store_explicit(&job->finite, 0, memory_order_relaxed);
 }
 
 static enum odsi_err cpu_all_finite(struct backend *base, int *out, const float *x_dev,
                                     size_t count)
 {
-    *out = cpu_of(base)->loops.all_finite(x_dev, count);
+    struct element_job job = {.a = x_dev, .count = count};
+    atomic_init(&job.finite, 1);
+    share_elements(cpu_of(base), all_finite_task, &job, CPU_WORK_PER_ELEMENT);
+    *out = atomic_load_explicit(&job.finite, memory_order_relaxed);
     return ODSI_OK;
 }
 

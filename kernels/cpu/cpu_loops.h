@@ -23,7 +23,8 @@ struct cpu_matmul {
     uint32_t rows;               /* T */
 };
 
-/* Some heads of one kv head, for rows of one session in ascending position. */
+/* Some heads of one kv head, for rows of one session in ascending position. The tiles are all that
+ * some row looks at. */
 struct cpu_attention {
     float *out;     /* [rows][heads][head_dim], the first row */
     const float *q; /* as out */
@@ -36,12 +37,10 @@ struct cpu_attention {
     uint32_t kv_head;
     uint32_t head_first;
     uint32_t head_count;
+    uint32_t tile_first;
+    uint32_t tile_count;
     float *scratch; /* cpu_attention_scratch floats, aligned to a cache line */
 };
-
-/* Floats that cpu_attention.scratch needs for vectors = rows * head_count queries that look at
- * position_count positions; enough for every instruction set. */
-size_t cpu_attention_scratch(uint32_t vectors, uint32_t position_count, uint32_t head_dim);
 
 struct cpu_loops {
     uint32_t group_rows; /* how weights are packed, see cpu_weight.h */
@@ -58,8 +57,7 @@ struct cpu_loops {
     void (*rope)(float *x, const float *cos, const float *sin, uint32_t half_dim,
                  enum rope_style style, uint32_t heads, uint32_t head_dim);
     void (*kv_round)(uint16_t *to, const float *from, size_t count);
-    void (*attention)(const struct cpu_attention *job); /* without softcap and window */
-    void (*attention_any)(const struct cpu_attention *job);
+    void (*attention)(const struct cpu_attention *job);
     void (*act_mul)(float *out, const float *gate, const float *up, size_t count,
                     enum act_kind kind);
     void (*scale)(float *x, size_t count, float factor);

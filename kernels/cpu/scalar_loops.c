@@ -83,7 +83,6 @@ void scalar_loops_fill(struct cpu_loops *loops)
     loops->rope = ref_rope;
     loops->kv_round = ref_kv_round;
     loops->attention = attention;
-    loops->attention_any = attention;
     loops->act_mul = ref_act_mul;
     loops->scale = ref_scale;
     loops->softcap = ref_softcap;

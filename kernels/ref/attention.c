@@ -24,7 +24,7 @@ uint32_t ref_window_first(uint32_t position, uint32_t window)
     return window > 0 && position >= window ? position - window + 1 : 0;
 }
 
-/* scores[p] for p in [first, position]; returns the largest. */
+/* scores[p - first] for p in [first, position]; returns the largest. */
 static float score(float *scores, const float *q, const struct kv_pool *pool, uint32_t layer,
                    uint32_t kv_head, const uint32_t *page_table, uint32_t first, uint32_t position,
                    const struct attention_params *params)
@@ -33,10 +33,11 @@ static float score(float *scores, const float *q, const struct kv_pool *pool, ui
     for (uint32_t p = first; p <= position; p++) {
         const size_t keys = ref_kv_offset(pool, page_table[p / KV_PAGE_TOKENS], layer, 0, kv_head);
         const uint16_t *k = pool->pages_dev + keys + (size_t)(p % KV_PAGE_TOKENS) * pool->head_dim;
-        scores[p] = ref_dot_f16(k, q, pool->head_dim) * params->scale;
+        float value = ref_dot_f16(k, q, pool->head_dim) * params->scale;
         if (params->softcap > 0.0f)
-            scores[p] = det_softcap(scores[p], params->softcap);
-        top = scores[p] > top ? scores[p] : top;
+            value = det_softcap(value, params->softcap);
+        scores[p - first] = value;
+        top = value > top ? value : top;
     }
     return top;
 }
@@ -59,7 +60,7 @@ void ref_attention(float *out, const float *q, const struct kv_pool *pool, uint3
         for (uint32_t p = begin < first ? first : begin;
              p <= position && p < begin + OPS_TILE_TOKENS; p++) {
             const uint16_t *v = values + (size_t)(p - begin) * head_dim;
-            const float e = det_exp(scratch[p] - top);
+            const float e = det_exp(scratch[p - first] - top);
             weight += e;
             for (uint32_t c = 0; c < head_dim; c++)
                 sum[c] = det_fma(e, det_f32_from_f16(v[c]), sum[c]);

@@ -44,7 +44,7 @@ void ref_kv_round(uint16_t *to, const float *from, size_t count);
 uint32_t ref_window_first(uint32_t position, uint32_t window);
 
 /* One head of one row: out[head_dim] from q[head_dim] over the positions up to position of the
- * session whose pages page_table names. scratch holds position + 1 floats. */
+ * session whose pages page_table names. scratch holds a float for each position it looks at. */
 void ref_attention(float *out, const float *q, const struct kv_pool *pool, uint32_t layer,
                    uint32_t kv_head, const uint32_t *page_table, uint32_t position,
                    const struct attention_params *params, float *scratch);
