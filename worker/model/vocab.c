@@ -239,6 +239,8 @@ static enum odsi_err read_head(struct vocab *self)
         err = read_id(self, KEY("eos_token_id"), &head->eos);
     if (err == ODSI_OK)
         err = read_id(self, KEY("unknown_token_id"), &head->unknown);
+    if (head->bos == TOKENIZER_NONE)
+        head->add_bos = 0; /* unless the file insists on it, which tokenizer_open refuses */
     if (err == ODSI_OK)
         err = read_flag(self, KEY("add_bos_token"), &head->add_bos);
     if (err == ODSI_OK)

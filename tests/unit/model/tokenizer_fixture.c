@@ -99,6 +99,8 @@ static uint32_t list_pieces(const json_t *json, int is_spm, struct piece pieces[
     const char *text;
     const json_t *value;
     size_t index;
+    for (uint32_t id = 0; id < PIECES_MAX; id++)
+        pieces[id] = (struct piece){"", 5};
     json_object_foreach((json_t *)vocab, text, value)
     {
         const uint32_t id = (uint32_t)json_integer_value(value);

@@ -156,7 +156,7 @@ const pipelines = [
   { name: "smollm", base: "bytes", change: { pre_tokenizer: { type: "Sequence",
     pretokenizers: [{ type: "Digits", individual_digits: true }, byteLevel] } } },
   { name: "gpt-2", base: "bytes", change: { pre_tokenizer: byteLevel } },
-  { name: "tekken", base: "bytes", change: { pre_tokenizer: isolated(TEKKEN) } },
+  { name: "tekken", base: "bytes", ignore_merges: true, change: { pre_tokenizer: isolated(TEKKEN) } },
   { name: "llama2", base: "spm", change: { post_processor: withBos(spm),
     normalizer: { type: "Sequence", normalizers: [{ type: "Prepend", prepend: "▁" }, toMarks] } } },
   { name: "gemma", base: "spm", change: { post_processor: withBos(spm), normalizer: toMarks,
