@@ -467,7 +467,7 @@ Test(tokenizer_bytes, encodes_megabytes_of_one_word_quickly, .timeout = 300)
 
 /* ---- threads -------------------------------------------------------------------------------- */
 
-struct reader {
+struct worker {
     const struct tokenizer *tokenizer;
     uint32_t ids[256];
     uint32_t count;
@@ -477,7 +477,7 @@ struct reader {
 static void *encode_again_and_again(void *context)
 {
     static const char text[] = "the machine's 123 words, [X] <s> \xff and the machine's again\n\n";
-    struct reader *self = context;
+    struct worker *self = context;
     for (int round = 0; round < 200; round++) {
         uint32_t ids[256];
         uint32_t count = 256;
@@ -496,18 +496,18 @@ Test(tokenizer_bytes, serves_many_threads_at_once)
 {
     for (size_t p = 0; p < PIPELINE_COUNT; p += 3) {
         struct tokenizer *tokenizer = tokenizer_of_pipeline(pipelines[p]);
-        static struct reader readers[4];
+        static struct worker workers[4];
         pthread_t threads[4];
         for (int i = 0; i < 4; i++) {
-            readers[i] = (struct reader){.tokenizer = tokenizer};
-            cr_assert_eq(pthread_create(&threads[i], NULL, encode_again_and_again, &readers[i]), 0);
+            workers[i] = (struct worker){.tokenizer = tokenizer};
+            cr_assert_eq(pthread_create(&threads[i], NULL, encode_again_and_again, &workers[i]), 0);
         }
         for (int i = 0; i < 4; i++)
             cr_assert_eq(pthread_join(threads[i], NULL), 0);
         for (int i = 0; i < 4; i++) {
-            cr_expect_not(readers[i].wrong);
-            cr_expect_eq(readers[i].count, readers[0].count);
-            cr_expect_eq(memcmp(readers[i].ids, readers[0].ids, readers[0].count * 4), 0);
+            cr_expect_not(workers[i].wrong);
+            cr_expect_eq(workers[i].count, workers[0].count);
+            cr_expect_eq(memcmp(workers[i].ids, workers[0].ids, workers[0].count * 4), 0);
         }
         tokenizer_close(&tokenizer);
     }
