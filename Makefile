@@ -314,6 +314,7 @@ bench: setup ## measure kernels, hops and a local swarm on this machine
 FUZZ_SECONDS ?= 60
 NEEDS_fuzz_gguf := model crypto base
 NEEDS_fuzz_tokenizer := model crypto base
+NEEDS_fuzz_chat := model crypto base
 FUZZERS := $(basename $(notdir $(wildcard tests/fuzz/fuzz_*.c)))
 .PHONY: fuzz fuzzed
 fuzz: setup-dev ## fuzz what reads bytes of strangers, FUZZ_SECONDS (60) for each reader

@@ -9,9 +9,8 @@
  * may stand in front. */
 #define TOKENS_PER_BYTE 3u
 #define TOKENS_MORE     4u
-/* A chat template puts less than that around a message, and once around all. */
+/* A chat template puts less than that around a message; what it prints once is text of its own. */
 #define TOKENS_PER_TURN 256u
-#define TOKENS_PER_CHAT 4096u
 
 struct encoder_job {
     struct encoder_job *next;
@@ -70,8 +69,11 @@ static void encode(struct encoder_job *job)
 {
     const struct tokenizer *tokenizer = model_store_tokenizer_view(job->card);
     size_t most = TOKENS_PER_BYTE * job->size + TOKENS_MORE;
-    if (job->messages)
-        most += (size_t)job->message_count * TOKENS_PER_TURN + TOKENS_PER_CHAT;
+    if (job->messages) {
+        size_t template_size = 0;
+        tokenizer_template_view(tokenizer, &template_size);
+        most += (size_t)job->message_count * TOKENS_PER_TURN + TOKENS_PER_BYTE * template_size;
+    }
     job->count = most < job->token_max ? (uint32_t)most : job->token_max;
     enum odsi_err err = alloc_zeroed(&job->tokens, job->count, sizeof *job->tokens);
     if (err == ODSI_OK && job->messages)

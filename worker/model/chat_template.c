@@ -359,9 +359,10 @@ static uint32_t put_first_system(struct rendering *self, const struct chat_messa
     } else if (system) {
         put_turn(self, system, NULL);
     } else if (own_template->default_system) {
-        const struct chat_message own = {CHAT_SYSTEM, own_template->default_system,
-                                         strlen(own_template->default_system)};
-        put_turn(self, &own, NULL);
+        const char *text = own_template->default_system;
+        put_layout(self, own_template->layout->before[CHAT_SYSTEM]);
+        put(self, text, strlen(text), 1);
+        put_layout(self, own_template->layout->after[CHAT_SYSTEM]);
     }
     return system ? 1 : 0;
 }

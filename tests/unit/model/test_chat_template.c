@@ -375,6 +375,25 @@ Test(chat_template, keeps_what_people_wrote_apart)
     chat_template_close(&template);
 }
 
+/* A template's own system message is the template's: its control tokens would count. */
+Test(chat_template, counts_a_default_system_message_as_the_templates)
+{
+    const struct chat_message message = SAYS(CHAT_USER, "u");
+    struct chat_template *template =
+        open_template("{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}" CHATML);
+    struct chat_prompt prompt = {0};
+    cr_assert_eq(chat_template_render(template, "", "", &message, 1, &prompt), ODSI_OK);
+    const char *text = buf_text_view(&prompt.text);
+    cr_assert_eq(prompt.segment_count, 3);
+    cr_expect(prompt.segments[0].is_special);
+    cr_expect_str_eq(text + prompt.segments[0].size, "u<|im_end|>\n<|im_start|>assistant\n");
+    cr_expect_eq(strncmp(text, "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n",
+                         prompt.segments[0].size),
+                 0);
+    chat_template_prompt_free(&prompt);
+    chat_template_close(&template);
+}
+
 /* ---- ids ------------------------------------------------------------------------------------- */
 
 enum { NORMAL = 1, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE };
