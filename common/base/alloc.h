@@ -21,6 +21,10 @@ ODSI_MUST_USE enum odsi_err alloc_zeroed(void *out_pointer, size_t count, size_t
 /* As alloc_zeroed, aligned to ALLOC_ALIGNMENT; also ended with alloc_free. */
 ODSI_MUST_USE enum odsi_err alloc_aligned(void *out_pointer, size_t count, size_t element_size);
 
+/* As alloc_aligned, but of no defined content: for large memory that several threads fill, so that
+ * none of it is touched before. */
+ODSI_MUST_USE enum odsi_err alloc_uncleared(void *out_pointer, size_t count, size_t element_size);
+
 /* Makes *pointer hold count elements, keeping its content; new bytes are not cleared.
  * On error *pointer is unchanged and still owned. */
 ODSI_MUST_USE enum odsi_err alloc_resize(void *pointer, size_t count, size_t element_size);

@@ -9,7 +9,7 @@ void avx2_loops_fill(struct cpu_loops *loops)
     loops->matmul_f32 = avx2_matmul_f32;
     loops->matmul_f16 = avx2_matmul_f16;
     loops->matmul_bf16 = avx2_matmul_bf16;
-    loops->matmul_q8 = avx2_matmul_q8;
+    loops->matmul_quant = avx2_matmul_quant;
     loops->kv_round = avx2_kv_round;
     loops->attention = avx2_attention;
     loops->act_mul = avx2_act_mul;

@@ -9,7 +9,7 @@ void avx512_loops_fill(struct cpu_loops *loops)
     loops->matmul_f32 = avx512_matmul_f32;
     loops->matmul_f16 = avx512_matmul_f16;
     loops->matmul_bf16 = avx512_matmul_bf16;
-    loops->matmul_q8 = avx512_matmul_q8;
+    loops->matmul_quant = avx512_matmul_quant;
     loops->kv_round = avx512_kv_round;
     loops->attention = avx512_attention;
     loops->act_mul = avx512_act_mul;

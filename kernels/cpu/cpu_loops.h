@@ -12,16 +12,44 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Legend: T token rows, C columns of x (= weight cols), R weight rows. */
+/* Legend: T token rows, C columns of x (= weight cols), B = C / 32 blocks, R weight rows. */
+
+/* Activations quantized as op matmul says, for weights of one type. Block b of row t is number n:
+ * b * stride + t when weights are interleaved (group_rows > 1), so that a product finds all rows of
+ * a block together; otherwise t * B + b. */
+struct cpu_quants {
+    int8_t *q;     /* [n][32] */
+    float *scales; /* [n]: d */
+    int32_t
+        *offsets;  /* [b][group of columns][stride]: -bias * sum of its q, types without minimum */
+    float *totals; /* [b][group of columns][stride]: (float)(sum of its q) * d, others; the one of
+                         offsets and totals that the type has no use for is NULL */
+    uint32_t stride; /* rows that there is room for; above T when T is odd */
+    int32_t bias;
+    uint32_t groups; /* of columns in a block */
+};
+
 struct cpu_matmul {
-    float *out;                  /* [T][R] */
+    float *out;                  /* [T or more][R] */
+    const uint32_t *out_rows;    /* [T]: which row of out each row is for; NULL: the same */
     const struct weight *weight; /* [R][C] */
     const float *x;              /* [T][C]; float types */
-    const int8_t *q;             /* [T][C]; quantized types: x quantized */
-    const float *scales;         /* [T][C / 32] */
-    const int32_t *offsets;      /* [T][C / 32]: -128 * sum of the block's q */
+    struct cpu_quants quants;    /* quantized types: x quantized */
     uint32_t rows;               /* T */
 };
+
+/* Weight groups group_first .. group_end - 1. panel: memory for this thread alone, of
+ * cpu_matmul_panel_size bytes, aligned to a cache line. */
+typedef void cpu_matmul_loop(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end,
+                             void *panel);
+
+/* Enough for every instruction set. */
+size_t cpu_matmul_panel_size(const struct weight *weight, uint32_t rows);
+
+static inline size_t cpu_matmul_out_row(const struct cpu_matmul *job, uint32_t row)
+{
+    return job->out_rows ? job->out_rows[row] : row;
+}
 
 /* Some heads of one kv head, for rows of one session in ascending position. The tiles are all that
  * some row looks at. */
@@ -44,15 +72,14 @@ struct cpu_attention {
 
 struct cpu_loops {
     uint32_t group_rows; /* how weights are packed, see cpu_weight.h */
-    uint8_t quant_flip;
+    uint8_t quant_flip;  /* what is xor-ed to the bytes of 8-bit types */
 
     void (*rmsnorm)(float *out, const float *x, const float *weight, uint32_t cols, float eps);
-    void (*quantize)(int8_t *q, float *scales, int32_t *offsets, const float *x, uint32_t cols);
-    void (*matmul_f32)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
-    void (*matmul_f16)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
-    void (*matmul_bf16)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
-    void (*matmul_q8)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
-    void (*matmul_quant)(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end);
+    void (*quantize)(const struct cpu_quants *to, uint32_t row, const float *x, uint32_t cols);
+    cpu_matmul_loop *matmul_f32;
+    cpu_matmul_loop *matmul_f16;
+    cpu_matmul_loop *matmul_bf16;
+    cpu_matmul_loop *matmul_quant;
     void (*add_bias)(float *x, const float *bias, uint32_t cols);
     void (*rope)(float *x, const float *cos, const float *sin, uint32_t half_dim,
                  enum rope_style style, uint32_t heads, uint32_t head_dim);

@@ -1,17 +1,18 @@
 /* A weight matrix as the CPU backends keep it: a copy, so the source (a mapped file) is not needed
  * once it was filled in.
  *
- * group_rows 1: the source layout, as all quantized types but Q8_0 on every level. Otherwise
- * group_rows consecutive rows are interleaved, so that one vector holds the same columns of all of
- * them and a dot product streams through memory:
- *   F32, F16  data[group][col][group_rows]
- *   Q8_0      data[group][block][8][group_rows][4] int8, each byte xor quant_flip
- *             scales[group][block][group_rows] f16
- * Missing rows of the last group are zero (xor quant_flip). */
+ * group_rows 1: the source layout, as the scalar loops read it. Otherwise group_rows consecutive
+ * rows are interleaved, so that one vector holds the same columns of all of them and a dot product
+ * streams through memory:
+ *   F32, F16, BF16  data[group][col][group_rows]
+ *   quantized       data[group][block][bits][group_rows][4] bytes
+ *                   scales[group][block / parts][...] bytes; both as cpu_format.h says
+ * Missing rows of the last group are there too, of no defined content but that of finite scales. */
 #ifndef ODSI_KERNELS_CPU_CPU_WEIGHT_H
 #define ODSI_KERNELS_CPU_CPU_WEIGHT_H
 #include "common/base/err.h"
 #include "kernels/ops.h"
+#include "kernels/quant.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -23,9 +24,11 @@ struct weight {
     uint32_t matrix_count;
     uint32_t group_rows;
     uint32_t group_count; /* of one matrix: rows / group_rows, rounded up */
-    uint8_t quant_flip;
-    void *data;
-    uint16_t *scales; /* NULL where data has them or the type has none */
+    uint8_t quant_flip;   /* of types with 8 bits */
+    uint8_t *data;
+    uint8_t *scales;    /* NULL where data has them or the type has none */
+    size_t data_size;   /* of one group */
+    size_t scales_size; /* of one group */
 };
 
 struct cpu_loops;

@@ -3,56 +3,67 @@
 #include "kernels/quant.h"
 #include "kernels/ref/ref.h"
 
-static void quantize(int8_t *q, float *scales, int32_t *offsets, const float *x, uint32_t cols)
+static void quantize(const struct cpu_quants *to, uint32_t row, const float *x, uint32_t cols)
 {
-    (void)offsets; /* only instruction sets that multiply unsigned bytes need them */
-    ref_quantize(q, scales, x, cols);
+    ref_quantize(to->q + (size_t)row * cols, to->scales + (size_t)row * (cols / OPS_BLOCK), x,
+                 cols);
 }
 
-static void matmul_f32(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end)
+/* Where the product of weight row r and token row t goes. */
+static float *out_at(const struct cpu_matmul *job, uint32_t r, uint32_t t)
+{
+    return job->out + cpu_matmul_out_row(job, t) * job->weight->rows + r;
+}
+
+static void matmul_f32(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end,
+                       void *panel)
 {
     const uint32_t cols = job->weight->cols;
+    (void)panel;
     for (uint32_t r = group_first; r < group_end; r++) {
-        const float *w = (const float *)job->weight->data + (size_t)r * cols;
+        const float *w = (const float *)(const void *)job->weight->data + (size_t)r * cols;
         for (uint32_t t = 0; t < job->rows; t++)
-            job->out[(size_t)t * job->weight->rows + r] =
-                ref_dot_f32(w, job->x + (size_t)t * cols, cols);
+            *out_at(job, r, t) = ref_dot_f32(w, job->x + (size_t)t * cols, cols);
     }
 }
 
-static void matmul_f16(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end)
+static void matmul_f16(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end,
+                       void *panel)
 {
     const uint32_t cols = job->weight->cols;
+    (void)panel;
     for (uint32_t r = group_first; r < group_end; r++) {
-        const uint16_t *w = (const uint16_t *)job->weight->data + (size_t)r * cols;
+        const uint16_t *w = (const uint16_t *)(const void *)job->weight->data + (size_t)r * cols;
         for (uint32_t t = 0; t < job->rows; t++)
-            job->out[(size_t)t * job->weight->rows + r] =
-                ref_dot_f16(w, job->x + (size_t)t * cols, cols);
+            *out_at(job, r, t) = ref_dot_f16(w, job->x + (size_t)t * cols, cols);
     }
 }
 
-static void matmul_bf16(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end)
+static void matmul_bf16(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end,
+                        void *panel)
 {
     const uint32_t cols = job->weight->cols;
+    (void)panel;
     for (uint32_t r = group_first; r < group_end; r++) {
-        const uint16_t *w = (const uint16_t *)job->weight->data + (size_t)r * cols;
+        const uint16_t *w = (const uint16_t *)(const void *)job->weight->data + (size_t)r * cols;
         for (uint32_t t = 0; t < job->rows; t++)
-            job->out[(size_t)t * job->weight->rows + r] =
-                ref_dot_bf16(w, job->x + (size_t)t * cols, cols);
+            *out_at(job, r, t) = ref_dot_bf16(w, job->x + (size_t)t * cols, cols);
     }
 }
 
-static void matmul_quant(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end)
+static void matmul_quant(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end,
+                         void *panel)
 {
     const struct weight *weight = job->weight;
     const uint32_t cols = weight->cols;
     const size_t row_size = quant_row_size(weight->type, cols);
+    (void)panel;
     for (uint32_t r = group_first; r < group_end; r++) {
-        const uint8_t *w = (const uint8_t *)weight->data + r * row_size;
+        const uint8_t *w = weight->data + r * row_size;
         for (uint32_t t = 0; t < job->rows; t++)
-            job->out[(size_t)t * weight->rows + r] =
-                ref_dot_quant(weight->type, w, job->q + (size_t)t * cols,
-                              job->scales + (size_t)t * (cols / OPS_BLOCK), cols);
+            *out_at(job, r, t) =
+                ref_dot_quant(weight->type, w, job->quants.q + (size_t)t * cols,
+                              job->quants.scales + (size_t)t * (cols / OPS_BLOCK), cols);
     }
 }
 
@@ -77,7 +88,6 @@ void scalar_loops_fill(struct cpu_loops *loops)
     loops->matmul_f32 = matmul_f32;
     loops->matmul_f16 = matmul_f16;
     loops->matmul_bf16 = matmul_bf16;
-    loops->matmul_q8 = matmul_quant;
     loops->matmul_quant = matmul_quant;
     loops->add_bias = ref_add_bias;
     loops->rope = ref_rope;

@@ -1,7 +1,7 @@
 /* How fast the matrix products and attention of each CPU backend are on this machine, beside the
  * plain speed of reading memory, which bounds a decode.
  *
- *   bench_kernels [--json] [--threads N] [--backend NAME] [--seconds S]
+ *   bench_kernels [--json] [--threads N] [--backend NAME] [--only TEXT] [--seconds S]
  *
  * Each line is the best of several runs: other programs on the machine can only slow one down.
  * A digest of every result goes with it, so that a fast wrong kernel is seen. */
@@ -10,9 +10,11 @@
 #include "common/base/clock.h"
 #include "common/crypto/digest.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/pool.h"
 #include "kernels/det.h"
 #include "kernels/quant.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,31 +23,36 @@ struct options {
     int json;
     uint32_t threads;
     const char *backend; /* NULL: all */
+    const char *only;    /* NULL: all lines */
     float seconds;       /* for each line */
 };
 
-struct shape {
+static const enum tensor_type types[] = {
+    TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0, TENSOR_Q4_0, TENSOR_Q4_1, TENSOR_Q5_0,
+    TENSOR_Q5_1, TENSOR_Q2_K, TENSOR_Q3_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
+#define TYPE_COUNT (sizeof types / sizeof *types)
+
+/* Of a model with 1.1 billion weights, dim 2048 and ffn 5632, for every type. The matrix of a
+ * decode is larger than caches usually are, as a whole model is. */
+static const struct shape {
     const char *name;
-    enum tensor_type type;
     uint32_t rows; /* token rows */
     uint32_t weight_rows;
     uint32_t cols;
-};
-
-/* Of a model with 1.1 billion weights, dim 2048 and ffn 5632. Decode shapes are larger than caches
- * usually are, as a whole model is. */
-static const struct shape shapes[] = {
-    {"prefill q8_0 up", TENSOR_Q8_0, 128, 5632, 2048},
-    {"prefill q8_0 down", TENSOR_Q8_0, 128, 2048, 5632},
-    {"prefill f16 up", TENSOR_F16, 128, 5632, 2048},
-    {"prefill f32 up", TENSOR_F32, 128, 5632, 2048},
-    {"batch 8 q8_0 up", TENSOR_Q8_0, 8, 5632, 2048},
-    {"decode q8_0 output", TENSOR_Q8_0, 1, 131072, 2048},
-    {"decode q8_0 down", TENSOR_Q8_0, 1, 49152, 5632},
-    {"decode f16 output", TENSOR_F16, 1, 65536, 2048},
-    {"decode f32 output", TENSOR_F32, 1, 32768, 2048},
+} shapes[] = {
+    {"prefill up", 128, 5632, 2048}, {"prefill down", 128, 2048, 5632},
+    {"decode 1", 1, 131072, 2048},   {"decode 2", 2, 65536, 2048},
+    {"decode 4", 4, 65536, 2048},    {"decode 8", 8, 65536, 2048},
+    {"decode 16", 16, 65536, 2048},
 };
 #define SHAPE_COUNT (sizeof shapes / sizeof *shapes)
+
+/* Of a layer of experts: 8 of 64 for each token row. */
+#define EXPERTS       64u
+#define EXPERTS_USED  8u
+#define EXPERT_ROWS   1024u
+#define EXPERT_COLS   2048u
+#define EXPERT_TOKENS 128u
 
 #define RUNS_MIN 3u
 
@@ -76,26 +83,51 @@ static float random_float(uint64_t *state)
     return (float)(int32_t)(random_next(state) >> 40) / 8388608.0f - 1.0f;
 }
 
+/* Where the f16 numbers of a block are, the same one twice if there is but one. */
+static void block_heads(uint32_t offsets[2], enum tensor_type type)
+{
+    const int has_min = type == TENSOR_Q4_1 || type == TENSOR_Q5_1 || type == TENSOR_Q2_K ||
+                        type == TENSOR_Q4_K || type == TENSOR_Q5_K;
+    offsets[0] = type == TENSOR_Q2_K ? 80 : type == TENSOR_Q3_K ? 108 : 0;
+    if (type == TENSOR_Q6_K)
+        offsets[0] = 208;
+    offsets[1] = offsets[0] + (has_min ? 2 : 0);
+}
+
+static void block_fill(uint8_t *block, enum tensor_type type, uint64_t *state)
+{
+    const uint16_t scale = det_f16_from_f32(0.01f);
+    uint32_t offsets[2];
+    if (type == TENSOR_F32) {
+        const float value = random_float(state);
+        memcpy(block, &value, sizeof value);
+        return;
+    }
+    if (!quant_is_quantized(type)) {
+        const uint16_t half = type == TENSOR_F16 ? det_f16_from_f32(random_float(state))
+                                                 : (uint16_t)(det_bits(random_float(state)) >> 16);
+        memcpy(block, &half, sizeof half);
+        return;
+    }
+    for (uint32_t i = 0; i < quant_block_size(type); i++)
+        block[i] = (uint8_t)(random_next(state) >> 32);
+    block_heads(offsets, type);
+    memcpy(block + offsets[0], &scale, sizeof scale);
+    memcpy(block + offsets[1], &scale, sizeof scale);
+}
+
+#define BLOCKS_RANDOM 65521u /* a prime: then they repeat, at another column of every row */
+
 static void matrix_fill(uint8_t *matrix, enum tensor_type type, size_t count)
 {
     uint64_t state = 0x9e3779b97f4a7c15u;
-    if (type == TENSOR_F32) {
-        for (size_t i = 0; i < count; i++)
-            ((float *)(void *)matrix)[i] = random_float(&state);
-    } else if (type == TENSOR_F16) {
-        for (size_t i = 0; i < count; i++)
-            ((uint16_t *)(void *)matrix)[i] = det_f16_from_f32(random_float(&state));
-    } else {
-        for (size_t b = 0; b < count / OPS_BLOCK; b++) {
-            const uint16_t scale = det_f16_from_f32(0.01f);
-            uint8_t *block = matrix + b * 34;
-            memcpy(block, &scale, sizeof scale);
-            for (uint32_t i = 0; i < OPS_BLOCK; i += 8) {
-                const uint64_t bytes = random_next(&state);
-                memcpy(block + 2 + i, &bytes, sizeof bytes);
-            }
-        }
-    }
+    const size_t blocks = count / quant_block_cols(type);
+    const size_t size = quant_block_size(type);
+    for (size_t b = 0; b < blocks; b++)
+        if (b < BLOCKS_RANDOM)
+            block_fill(matrix + b * size, type, &state);
+        else
+            memcpy(matrix + b * size, matrix + (b - BLOCKS_RANDOM) * size, size);
 }
 
 static void line_print(const struct options *options, const char *backend, const char *name,
@@ -129,23 +161,40 @@ static uint64_t memory_read(const uint64_t *memory, size_t size)
     return total;
 }
 
+struct memory_job {
+    const uint64_t *memory;
+    size_t size; /* of one thread's part */
+    atomic_uint_fast64_t sum;
+};
+
+static void memory_task(void *context, uint32_t index, uint32_t thread)
+{
+    struct memory_job *job = context;
+    (void)thread;
+    atomic_fetch_add(&job->sum, memory_read(job->memory + index * (job->size / 8), job->size));
+}
+
 static void bench_memory(const struct options *options)
 {
     const size_t size = (size_t)256 << 20;
+    struct pool *pool = NULL;
     uint64_t *memory = memory_of(size);
     memset(memory, 1, size);
     uint64_t best_us = UINT64_MAX;
-    uint64_t sum = 0;
-    for (uint32_t run = 0; run < 8; run++) {
+    struct memory_job job = {.memory = memory};
+    job.size = size / options->threads / 64 * 64;
+    if (pool_open(&pool, options->threads) != ODSI_OK)
+        die();
+    for (uint32_t run = 0; run < 16; run++) {
         const uint64_t start_us = clock_monotonic_us();
-        sum += memory_read(memory, size);
+        pool_run(pool, memory_task, &job, options->threads);
         const uint64_t took_us = clock_monotonic_us() - start_us;
         best_us = took_us < best_us ? took_us : best_us;
     }
     char text[DIGEST_HEX_SIZE];
-    snprintf(text, sizeof text, "%016llx", (unsigned long long)sum);
-    line_print(options, "memory", "read, 1 thread", 0.0, (double)size / (double)best_us / 1e3,
-               text);
+    snprintf(text, sizeof text, "%016llx", (unsigned long long)atomic_load(&job.sum));
+    line_print(options, "memory", "read", 0.0, (double)size / (double)best_us / 1e3, text);
+    pool_close(&pool);
     alloc_free(memory);
 }
 
@@ -156,42 +205,120 @@ static void digest_text(char out[DIGEST_HEX_SIZE], const void *data, size_t size
     digest_to_hex(out, &digest);
 }
 
-static void bench_shape(const struct options *options, struct backend *backend,
-                        const struct shape *shape)
-{
-    const size_t weight_size = shape->weight_rows * quant_row_size(shape->type, shape->cols);
-    const size_t out_count = (size_t)shape->rows * shape->weight_rows;
-    uint8_t *source = memory_of(weight_size);
-    float *x = memory_of((size_t)shape->rows * shape->cols * sizeof *x);
-    float *out = memory_of(out_count * sizeof *out);
-    struct weight *weight = NULL;
-    uint64_t state = 88172645463325252u;
-    matrix_fill(source, shape->type, (size_t)shape->weight_rows * shape->cols);
-    for (size_t i = 0; i < (size_t)shape->rows * shape->cols; i++)
-        x[i] = random_float(&state);
-    if (backend->ops->weight_open(backend, &weight, shape->type, shape->weight_rows, shape->cols,
-                                  1) != ODSI_OK ||
-        backend->ops->weight_fill(backend, weight, 0, source, shape->weight_rows) != ODSI_OK)
-        die();
-    alloc_free(source);
+/* One product, ready to run. experts: the matrices of it, else 0. */
+struct product {
+    struct weight *weight;
+    float *x;
+    float *out;
+    uint32_t *ids;
+    uint32_t rows;
+    uint32_t experts;
+};
 
+static void product_run(struct backend *backend, const struct product *self)
+{
+    const enum odsi_err err =
+        self->experts
+            ? backend->ops->matmul_experts(backend, self->out, self->weight, self->x, self->ids,
+                                           self->rows * EXPERTS_USED, EXPERTS_USED)
+            : backend->ops->matmul(backend, self->out, self->weight, self->x, self->rows);
+    if (err != ODSI_OK)
+        die();
+}
+
+static uint64_t product_best_us(const struct options *options, struct backend *backend,
+                                const struct product *self)
+{
     const uint64_t end_us = clock_monotonic_us() + (uint64_t)((double)options->seconds * 1e6);
     uint64_t best_us = UINT64_MAX;
     for (uint32_t run = 0; run < RUNS_MIN || clock_monotonic_us() < end_us; run++) {
         const uint64_t start_us = clock_monotonic_us();
-        if (backend->ops->matmul(backend, out, weight, x, shape->rows) != ODSI_OK)
-            die();
+        product_run(backend, self);
         const uint64_t took_us = clock_monotonic_us() - start_us;
         best_us = took_us < best_us ? took_us : best_us;
     }
+    return best_us;
+}
+
+/* The packed weight, and how long packing it took in one thread. */
+static uint64_t weight_make(struct backend *backend, struct weight **out, enum tensor_type type,
+                            uint32_t rows, uint32_t cols, uint32_t matrices)
+{
+    uint8_t *source = memory_of(matrices * rows * quant_row_size(type, cols));
+    matrix_fill(source, type, (size_t)matrices * rows * cols);
+    const uint64_t start_us = clock_monotonic_us();
+    if (backend->ops->weight_open(backend, out, type, rows, cols, matrices) != ODSI_OK ||
+        backend->ops->weight_fill(backend, *out, 0, source, matrices * rows) != ODSI_OK)
+        die();
+    const uint64_t took_us = clock_monotonic_us() - start_us;
+    alloc_free(source);
+    return took_us;
+}
+
+static int line_wanted(const struct options *options, char *name, size_t size, const char *what,
+                       enum tensor_type type)
+{
+    snprintf(name, size, "%s %s", quant_name(type), what);
+    return !options->only || strstr(name, options->only);
+}
+
+static void bench_product(const struct options *options, struct backend *backend,
+                          const struct shape *shape, enum tensor_type type, uint32_t experts)
+{
+    const uint32_t used = experts ? EXPERTS_USED : 1;
+    const size_t out_count = (size_t)shape->rows * used * shape->weight_rows;
+    struct product product = {.rows = shape->rows, .experts = experts};
+    uint64_t state = 88172645463325252u;
+    char name[64];
+    if (!line_wanted(options, name, sizeof name, shape->name, type))
+        return;
+    weight_make(backend, &product.weight, type, shape->weight_rows, shape->cols,
+                experts ? experts : 1);
+    product.x = memory_of((size_t)shape->rows * shape->cols * sizeof *product.x);
+    product.out = memory_of(out_count * sizeof *product.out);
+    product.ids = memory_of((size_t)shape->rows * used * sizeof *product.ids);
+    for (size_t i = 0; i < (size_t)shape->rows * shape->cols; i++)
+        product.x[i] = random_float(&state);
+    for (uint32_t r = 0; r < shape->rows; r++) { /* different ones for each row */
+        const uint32_t first = (uint32_t)(random_next(&state) >> 32);
+        for (uint32_t j = 0; j < used && experts; j++)
+            product.ids[r * used + j] = (first + j * 7) % experts;
+    }
+    const uint64_t best_us = product_best_us(options, backend, &product);
     char text[DIGEST_HEX_SIZE];
-    digest_text(text, out, out_count * sizeof *out);
-    const double macs = (double)out_count * shape->cols;
-    line_print(options, backend->ops->name, shape->name, macs / (double)best_us / 1e3,
-               (double)weight_size / (double)best_us / 1e3, text);
-    backend->ops->weight_free(backend, weight);
-    alloc_free(out);
-    alloc_free(x);
+    digest_text(text, product.out, out_count * sizeof *product.out);
+    const uint32_t read = !experts                       ? 1
+                          : shape->rows * used < experts ? shape->rows * used
+                                                         : experts;
+    const double size =
+        (double)quant_row_size(type, shape->cols) * (double)shape->weight_rows * (double)read;
+    line_print(options, backend->ops->name, name,
+               (double)out_count * shape->cols / (double)best_us / 1e3,
+               size / (double)best_us / 1e3, text);
+    backend->ops->weight_free(backend, product.weight);
+    alloc_free(product.ids);
+    alloc_free(product.out);
+    alloc_free(product.x);
+}
+
+/* How fast a weight is packed, in bytes of its source. */
+static void bench_pack(const struct options *options, struct backend *backend,
+                       enum tensor_type type)
+{
+    const uint32_t rows = 16384;
+    const uint32_t cols = 2048;
+    uint64_t best_us = UINT64_MAX;
+    char name[64];
+    if (!line_wanted(options, name, sizeof name, "pack", type))
+        return;
+    for (uint32_t run = 0; run < RUNS_MIN; run++) {
+        struct weight *weight = NULL;
+        const uint64_t took_us = weight_make(backend, &weight, type, rows, cols, 1);
+        backend->ops->weight_free(backend, weight);
+        best_us = took_us < best_us ? took_us : best_us;
+    }
+    line_print(options, backend->ops->name, name, 0.0,
+               (double)(rows * quant_row_size(type, cols)) / (double)best_us / 1e3, "");
 }
 
 #define ATTENTION_POSITIONS 2048u
@@ -211,6 +338,8 @@ static void bench_attention(const struct options *options, struct backend *backe
     uint32_t table[ATTENTION_POSITIONS / KV_PAGE_TOKENS];
     uint32_t position[ATTENTION_ROWS_MAX];
     const uint32_t *tables[ATTENTION_ROWS_MAX];
+    if (options->only && !strstr(name, options->only))
+        return;
     const size_t kv_count =
         (size_t)ATTENTION_POSITIONS * 2 * ATTENTION_KV_HEADS * ATTENTION_HEAD_DIM;
     const size_t count = (size_t)rows * ATTENTION_HEADS * ATTENTION_HEAD_DIM;
@@ -254,8 +383,15 @@ static void bench_backend(const struct options *options, const char *name)
     struct backend *backend = NULL;
     if (backend_open(&backend, &config) != ODSI_OK)
         die();
-    for (size_t i = 0; i < SHAPE_COUNT; i++)
-        bench_shape(options, backend, &shapes[i]);
+    const struct shape decode = {"experts decode", 1, EXPERT_ROWS, EXPERT_COLS};
+    const struct shape prefill = {"experts prefill", EXPERT_TOKENS, EXPERT_ROWS, EXPERT_COLS};
+    for (size_t t = 0; t < TYPE_COUNT; t++) {
+        for (size_t i = 0; i < SHAPE_COUNT; i++)
+            bench_product(options, backend, &shapes[i], types[t], 0);
+        bench_product(options, backend, &decode, types[t], EXPERTS);
+        bench_product(options, backend, &prefill, types[t], EXPERTS);
+        bench_pack(options, backend, types[t]);
+    }
     bench_attention(options, backend, "attention decode 2048", 1);
     bench_attention(options, backend, "attention prefill 2048", ATTENTION_ROWS_MAX);
     backend_close(&backend);
@@ -268,6 +404,7 @@ int main(int argc, char **argv)
         {"json", 0, ARGS_FLAG, &options.json, NULL, "one JSON object for each line"},
         {"threads", 't', ARGS_U32, &options.threads, "N", "compute threads (default 1)"},
         {"backend", 'b', ARGS_TEXT, &options.backend, "NAME", "only this one (default: all)"},
+        {"only", 'o', ARGS_TEXT, &options.only, "TEXT", "only lines with this in their name"},
         {"seconds", 's', ARGS_F32, &options.seconds, "S", "time for each line (default 0.5)"},
         {NULL, 0, ARGS_FLAG, NULL, NULL, NULL}};
     const struct args_program program = {.name = "bench_kernels",

@@ -33,7 +33,7 @@ static void matmul_reference(struct matmul_case *self)
     float *scales = test_memory((self->cols / OPS_BLOCK + 1) * sizeof *scales);
     for (uint32_t t = 0; t < self->rows; t++) {
         const float *x = self->x + (size_t)t * self->cols;
-        if (self->type == TENSOR_Q8_0)
+        if (quant_is_quantized(self->type))
             ref_quantize(q, scales, x, self->cols);
         for (uint32_t r = 0; r < self->weight_rows; r++) {
             const void *w = (const uint8_t *)self->source + r * row_size;
@@ -42,6 +42,8 @@ static void matmul_reference(struct matmul_case *self)
                 *to = ref_dot_f32(w, x, self->cols);
             else if (self->type == TENSOR_F16)
                 *to = ref_dot_f16(w, x, self->cols);
+            else if (self->type == TENSOR_BF16)
+                *to = ref_dot_bf16(w, x, self->cols);
             else
                 *to = ref_dot_quant(self->type, w, q, scales, self->cols);
         }
@@ -88,15 +90,13 @@ static void matmul_try(struct rng *rng, struct matmul_case *self)
 static void matmul_try_types(struct rng *rng, uint32_t rows, uint32_t weight_rows, uint32_t cols,
                              enum content content)
 {
-    static const enum tensor_type types[] = {TENSOR_F32, TENSOR_F16, TENSOR_Q8_0};
-    for (uint32_t i = 0; i < 3; i++) {
-        struct matmul_case test = {.type = types[i],
+    for (uint32_t i = 0; i < TEST_TYPE_COUNT; i++) {
+        const uint32_t block = quant_block_cols(test_types[i]);
+        struct matmul_case test = {.type = test_types[i],
                                    .rows = rows,
                                    .weight_rows = weight_rows,
-                                   .cols = cols,
+                                   .cols = (cols + block - 1) / block * block,
                                    .content = content};
-        if (test.type == TENSOR_Q8_0)
-            test.cols = (cols + OPS_BLOCK - 1) / OPS_BLOCK * OPS_BLOCK;
         matmul_try(rng, &test);
     }
 }
@@ -146,7 +146,7 @@ Test(matmul, gives_a_non_finite_row_for_a_non_finite_input)
         int8_t q[64];
         float scales[2];
         uint8_t w[2 * 34];
-        fill_q8(&rng, w, 2, CONTENT_PLAIN);
+        fill_blocks(&rng, TENSOR_Q8_0, w, 2, CONTENT_PLAIN);
         ref_quantize(q, scales, x, 64);
         cr_expect(!det_finite(ref_dot_quant(TENSOR_Q8_0, w, q, scales, 64)));
         float zeros[64] = {0};
@@ -177,13 +177,14 @@ static void embed_check(struct backend *backend, void *context)
 
 Test(embed, equals_the_reference)
 {
-    static const enum tensor_type types[] = {TENSOR_F32, TENSOR_F16, TENSOR_Q8_0};
     struct rng rng = rng_make("embed");
-    for (uint32_t i = 0; i < 12; i++) {
-        struct embed_case test = {.matrix = {.type = types[i % 3], .seed = rng.seed}};
+    for (uint32_t i = 0; i < 4 * TEST_TYPE_COUNT; i++) {
+        const enum tensor_type type = test_types[i % TEST_TYPE_COUNT];
+        struct embed_case test = {.matrix = {.type = type, .seed = rng.seed}};
         struct matmul_case *matrix = &test.matrix;
         matrix->weight_rows = rng_range(&rng, 1, 100);
-        matrix->cols = OPS_BLOCK * rng_range(&rng, 1, 9);
+        matrix->cols = quant_is_quantized(type) ? quant_block_cols(type) * rng_range(&rng, 1, 9)
+                                                : rng_range(&rng, 1, 300);
         matrix->source =
             test_matrix(&rng, matrix->type, matrix->weight_rows, matrix->cols, CONTENT_EXTREME);
         matrix->want = test_memory((size_t)5 * matrix->cols * sizeof(float));

@@ -98,16 +98,53 @@ void fill_f16(struct rng *rng, uint16_t *out, size_t count, enum content content
     }
 }
 
-void fill_q8(struct rng *rng, uint8_t *out, size_t block_count, enum content content)
+const enum tensor_type test_types[TEST_TYPE_COUNT] = {
+    TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0, TENSOR_Q4_0, TENSOR_Q4_1, TENSOR_Q5_0,
+    TENSOR_Q5_1, TENSOR_Q2_K, TENSOR_Q3_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
+
+/* Where the f16 numbers of a block are; returns how many, 1 or 2. */
+static uint32_t heads_of(uint32_t offsets[2], enum tensor_type type)
 {
+    offsets[0] = 0;
+    offsets[1] = 2;
+    if (type == TENSOR_Q2_K)
+        offsets[0] = 80, offsets[1] = 82;
+    if (type == TENSOR_Q3_K)
+        offsets[0] = 108;
+    if (type == TENSOR_Q6_K)
+        offsets[0] = 208;
+    return type == TENSOR_Q4_1 || type == TENSOR_Q5_1 || type == TENSOR_Q2_K ||
+                   type == TENSOR_Q4_K || type == TENSOR_Q5_K
+               ? 2
+               : 1;
+}
+
+void fill_blocks(struct rng *rng, enum tensor_type type, uint8_t *out, size_t block_count,
+                 enum content content)
+{
+    static const uint8_t same[] = {0x00, 0xff, 0x80, 0x7f};
+    const uint32_t size = quant_block_size(type);
     for (size_t b = 0; b < block_count; b++) {
-        uint8_t *block = out + b * 34;
-        uint16_t scale;
-        fill_f16(rng, &scale, 1, content);
-        memcpy(block, &scale, sizeof scale);
-        const int all_lowest = rng_range(rng, 0, 15) == 0;
-        for (uint32_t i = 0; i < OPS_BLOCK; i++)
-            block[2 + i] = all_lowest ? 0x80u : (uint8_t)rng_u64(rng);
+        uint8_t *block = out + b * size;
+        uint32_t offsets[2];
+        const uint32_t heads = heads_of(offsets, type);
+        const uint32_t kind = rng_range(rng, 0, 31);
+        for (uint32_t i = 0; i < size; i++)
+            block[i] = kind < 4 ? same[kind] : (uint8_t)rng_u64(rng);
+        for (uint32_t h = 0; h < heads; h++) {
+            uint16_t head;
+            fill_f16(rng, &head, 1, content);
+            memcpy(block + offsets[h], &head, sizeof head);
+        }
+    }
+}
+
+static void fill_bf16(struct rng *rng, uint16_t *out, size_t count, enum content content)
+{
+    for (size_t i = 0; i < count; i++) {
+        float value;
+        fill_f32(rng, &value, 1, content);
+        out[i] = (uint16_t)(det_bits(value) >> 16);
     }
 }
 
@@ -126,8 +163,10 @@ void *test_matrix(struct rng *rng, enum tensor_type type, uint32_t rows, uint32_
         fill_f32(rng, matrix, (size_t)rows * cols, content);
     else if (type == TENSOR_F16)
         fill_f16(rng, matrix, (size_t)rows * cols, content);
+    else if (type == TENSOR_BF16)
+        fill_bf16(rng, matrix, (size_t)rows * cols, content);
     else
-        fill_q8(rng, matrix, (size_t)rows * cols / OPS_BLOCK, content);
+        fill_blocks(rng, type, matrix, (size_t)rows * (cols / quant_block_cols(type)), content);
     return matrix;
 }
 

@@ -31,8 +31,14 @@ enum content {
 
 void fill_f32(struct rng *rng, float *out, size_t count, enum content content);
 void fill_f16(struct rng *rng, uint16_t *out, size_t count, enum content content);
-/* A Q8_0 matrix in its source layout. Quants reach -128. */
-void fill_q8(struct rng *rng, uint8_t *out, size_t block_count, enum content content);
+/* Every type of a weight. */
+#define TEST_TYPE_COUNT 13u
+extern const enum tensor_type test_types[TEST_TYPE_COUNT];
+
+/* Blocks of a quantized type in their source layout: any bits, but for the f16 numbers, which are
+ * as content says. Some blocks are one byte all through, so that all quants are extreme at once. */
+void fill_blocks(struct rng *rng, enum tensor_type type, uint8_t *out, size_t block_count,
+                 enum content content);
 
 /* size bytes, zeroed; ends the test when there is no memory. Ended with alloc_free. */
 void *test_memory(size_t size);
