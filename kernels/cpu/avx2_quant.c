@@ -1,7 +1,7 @@
-/* Quantized types on AVX2. vpmaddubsw multiplies unsigned by signed bytes and adds pairs in 16 bits.
- * Types of at most 6 bits keep the bias that makes them unsigned, as on AVX-512, and as many pairs
- * are added in 16 bits as surely fit. Bytes of 8-bit types are signed: |w| is multiplied with x
- * that took the sign of w, at most 2 * 128 * 127 = 32512. */
+/* Quantized types on AVX2. vpmaddubsw multiplies unsigned by signed bytes and adds pairs of them in
+ * 16 bits. Types of at most 6 bits keep the bias that makes them unsigned, as on AVX-512, and as
+ * many pairs are added in 16 bits as surely fit. Bytes of 8-bit types are signed: |w| is multiplied
+ * with x that took the sign of w, at most 2 * 128 * 127 = 32512. */
 #include "common/base/assert.h"
 #include "kernels/cpu/avx2_loops.h"
 #include "kernels/cpu/avx2_vec.inc"

@@ -6,10 +6,14 @@
 
 void avx512_rmsnorm(float *out, const float *x, const float *weight, uint32_t cols, float eps);
 void avx512_quantize(const struct cpu_quants *to, uint32_t row, const float *x, uint32_t cols);
-cpu_matmul_loop avx512_matmul_f32;
-cpu_matmul_loop avx512_matmul_f16;
-cpu_matmul_loop avx512_matmul_bf16;
-cpu_matmul_loop avx512_matmul_quant;
+void avx512_matmul_f32(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end,
+                       void *panel);
+void avx512_matmul_f16(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end,
+                       void *panel);
+void avx512_matmul_bf16(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end,
+                        void *panel);
+void avx512_matmul_quant(const struct cpu_matmul *job, uint32_t group_first, uint32_t group_end,
+                         void *panel);
 void avx512_kv_round(uint16_t *to, const float *from, size_t count);
 void avx512_attention(const struct cpu_attention *job);
 void avx512_act_mul(float *out, const float *gate, const float *up, size_t count,
