@@ -20,7 +20,7 @@
 #define MODEL        "deploy/demo/odsi-tiny-q8_0.gguf"
 #define LAYERS       6u
 #define WAIT_US      5000000u
-#define MESSAGES_MAX 64u
+#define MESSAGES_MAX 512u
 
 /* One stream of ours and what came back on it; messages are kept packed. */
 struct stream {
@@ -289,11 +289,15 @@ static void send_tokens(struct stream *control, uint8_t session, uint32_t positi
     cr_assert_eq(rpc_send(control->call, &request.base), ODSI_OK);
 }
 
-static void expect_opened(struct stream *control)
+static uint32_t expect_opened(struct stream *control)
 {
     Odsi__V1__ControlEvent *event = next_event(control);
-    cr_expect_eq(event->kind_case, ODSI__V1__CONTROL_EVENT__KIND_OPENED);
+    cr_assert_eq(event->kind_case, ODSI__V1__CONTROL_EVENT__KIND_OPENED, "%s",
+                 event->kind_case == ODSI__V1__CONTROL_EVENT__KIND_FAILED ? event->failed->text
+                                                                          : "a token");
+    const uint32_t held = event->opened->held_token_count;
     rpc_unpack_free(event);
+    return held;
 }
 
 static void expect_failed(struct stream *control, Odsi__V1__ErrorCode error, const char *what)
@@ -385,6 +389,54 @@ static void no_path(Odsi__V1__OpenSession *open, Odsi__V1__Contract *contract,
     open->n_path = 0;
 }
 
+static uint8_t some_keys[5000 * DIGEST_SIZE];
+
+static void set_prefix(Odsi__V1__OpenSession *open, uint32_t prompt_count, size_t keys_size)
+{
+    open->prompt_token_count = prompt_count;
+    open->prefix_keys = (ProtobufCBinaryData){keys_size, some_keys};
+}
+
+static void half_a_key(Odsi__V1__OpenSession *open, Odsi__V1__Contract *contract,
+                       Odsi__V1__Stage *stage)
+{
+    (void)contract;
+    (void)stage;
+    set_prefix(open, 100, DIGEST_SIZE / 2);
+}
+
+static void too_many_keys(Odsi__V1__OpenSession *open, Odsi__V1__Contract *contract,
+                          Odsi__V1__Stage *stage)
+{
+    (void)contract;
+    (void)stage;
+    set_prefix(open, 100, 2 * DIGEST_SIZE); /* 100 tokens have one whole page */
+}
+
+static void thousands_of_keys(Odsi__V1__OpenSession *open, Odsi__V1__Contract *contract,
+                              Odsi__V1__Stage *stage)
+{
+    (void)contract;
+    (void)stage;
+    set_prefix(open, UINT32_MAX, sizeof some_keys);
+}
+
+static void prompt_beyond_limit(Odsi__V1__OpenSession *open, Odsi__V1__Contract *contract,
+                                Odsi__V1__Stage *stage)
+{
+    (void)contract;
+    (void)stage;
+    set_prefix(open, 101, 0); /* token_limit is 100 */
+}
+
+static void honest_prefix(Odsi__V1__OpenSession *open, Odsi__V1__Contract *contract,
+                          Odsi__V1__Stage *stage)
+{
+    (void)contract;
+    (void)stage;
+    set_prefix(open, 70, DIGEST_SIZE);
+}
+
 Test(hostile_hop, wrong_sessions_are_refused_by_name, .timeout = 60)
 {
     const struct {
@@ -398,6 +450,10 @@ Test(hostile_hop, wrong_sessions_are_refused_by_name, .timeout = 60)
         {"a stage without layers", no_layers, ODSI__V1__ERROR_CODE__ERROR_INVALID},
         {"more positions than the model has", huge_limit, ODSI__V1__ERROR_CODE__ERROR_RANGE},
         {"no path", no_path, ODSI__V1__ERROR_CODE__ERROR_INVALID},
+        {"half a prefix key", half_a_key, ODSI__V1__ERROR_CODE__ERROR_INVALID},
+        {"more keys than pages", too_many_keys, ODSI__V1__ERROR_CODE__ERROR_INVALID},
+        {"thousands of keys", thousands_of_keys, ODSI__V1__ERROR_CODE__ERROR_INVALID},
+        {"a prompt beyond the limit", prompt_beyond_limit, ODSI__V1__ERROR_CODE__ERROR_INVALID},
         {"another model", other_model, ODSI__V1__ERROR_CODE__ERROR_NOT_FOUND},
     };
     struct swarm swarm;
@@ -446,6 +502,59 @@ Test(hostile_hop, wrong_steps_end_their_session_only, .timeout = 60)
     Odsi__V1__ControlEvent *event = next_event(control);
     cr_expect_eq(event->kind_case, ODSI__V1__CONTROL_EVENT__KIND_TOKEN);
     rpc_unpack_free(event);
+    client_close(&client);
+    swarm_close(&swarm);
+}
+
+static uint32_t expect_token(struct stream *control, uint32_t position)
+{
+    Odsi__V1__ControlEvent *event = next_event(control);
+    cr_assert_eq(event->kind_case, ODSI__V1__CONTROL_EVENT__KIND_TOKEN);
+    cr_expect_eq(event->token->position, position);
+    const uint32_t token = event->token->token;
+    rpc_unpack_free(event);
+    return token;
+}
+
+/* Goal: positions that are held are a place to begin at and nothing else, and only those of the
+ * same gateway are. Method: one session leaves a page of 64 positions; others begin within, behind
+ * and beyond it; then a second gateway asks for the same keys. */
+Test(hostile_hop, a_session_begins_within_what_is_held_for_its_gateway_only, .timeout = 60)
+{
+    static const uint32_t begins[] = {64, 30, 0};
+    uint32_t tokens[70];
+    struct swarm swarm;
+    struct client client, stranger;
+    open_worker(&swarm, &client);
+    struct stream *control = open_stream(&client, "/odsi.v1.Hop/Control");
+    for (uint32_t i = 0; i < 70; i++)
+        tokens[i] = 261 + i * 7;
+    send_open(&client, control, 1, 0, LAYERS, honest_prefix);
+    cr_expect_eq(expect_opened(control), 0);
+    send_tokens(control, 1, 0, tokens, 70, 280, 1);
+    const uint32_t expected = expect_token(control, 70);
+    for (uint32_t i = 71; i < 100; i++) /* to the session's end, so that nothing more comes */
+        expect_token(control, i);
+    expect_token(control, 100);
+    for (uint8_t i = 0; i < 3; i++) {
+        send_open(&client, control, 2 + i, 0, LAYERS, honest_prefix);
+        cr_expect_eq(expect_opened(control), 64);
+        send_tokens(control, 2 + i, begins[i], tokens + begins[i], 70 - begins[i],
+                    4 * (70 - begins[i]), 1);
+        cr_expect_eq(expect_token(control, 70), expected, "from position %u", begins[i]);
+        for (uint32_t at = 71; at <= 100; at++)
+            expect_token(control, at);
+    }
+    send_open(&client, control, 9, 0, LAYERS, honest_prefix);
+    cr_expect_eq(expect_opened(control), 64);
+    send_tokens(control, 9, 65, tokens + 65, 5, 20, 1);
+    expect_failed(control, ODSI__V1__ERROR_CODE__ERROR_STATE, "beyond what is held");
+
+    client_open(&stranger, &swarm);
+    struct stream *other = open_stream(&stranger, "/odsi.v1.Hop/Control");
+    send_open(&stranger, other, 20, 0, LAYERS, honest_prefix);
+    cr_expect_eq(expect_opened(other), 0, "another gateway's pages are not for it");
+    client_close(&stranger);
     client_close(&client);
     swarm_close(&swarm);
 }

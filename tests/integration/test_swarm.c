@@ -2,6 +2,7 @@
 #include "tests/support/swarm.h"
 
 #include "common/base/alloc.h"
+#include "common/base/buf.h"
 
 #include <criterion/criterion.h>
 #include <jansson.h>
@@ -265,6 +266,73 @@ Test(swarm, sessions_at_once_do_not_disturb_each_other, .timeout = 120)
         process_close(&processes[i]);
     }
     swarm_close(&swarm);
+}
+
+static char *long_prompt(const char *end)
+{
+    struct buf text;
+    buf_init(&text, 1u << 16);
+    for (uint32_t i = 0; i < 24; i++)
+        buf_append_text(&text, "Once upon a time there was a big dog who liked to run. ");
+    buf_append_text(&text, end);
+    cr_assert_eq(buf_status(&text), ODSI_OK);
+    char *out = NULL;
+    cr_assert_eq(alloc_text(&out, buf_text_view(&text), text.size), ODSI_OK);
+    buf_free(&text);
+    return out;
+}
+
+static json_int_t number_of(const json_t *answer, const char *name)
+{
+    const json_t *value = json_object_get(answer, name);
+    cr_assert(json_is_integer(value), "%s", name);
+    return json_integer_value(value);
+}
+
+/* Goal: what an answer computed of its prompt is not computed again, and nobody can tell from the
+ * text. Method: the same long prompt twice, then one that begins so and one that ends before, each
+ * against a swarm that has not heard of it; over one worker and over three. */
+Test(swarm, a_prompt_that_begins_as_another_is_computed_from_there, .timeout = 120)
+{
+    enum { CASES = 4 };
+    char *prompts[CASES] = {long_prompt(""), long_prompt(""), long_prompt("Then it rained."), NULL};
+    cr_assert_eq(alloc_text(&prompts[3], prompts[0], 700), ODSI_OK);
+    json_t *fresh[CASES];
+    for (uint32_t i = 0; i < CASES; i++) {
+        struct swarm swarm;
+        open_demo(&swarm, MODEL_Q8, 1);
+        const char *const args[] = {"--prompt", prompts[i], "--max-tokens", "24", NULL};
+        fresh[i] = generate(&swarm, args);
+        cr_expect_eq(number_of(fresh[i], "reused_tokens"), 0);
+        swarm_close(&swarm);
+    }
+    for (uint32_t workers = 1; workers <= 3; workers += 2) {
+        struct swarm swarm;
+        open_demo(&swarm, MODEL_Q8, workers);
+        for (uint32_t i = 0; i < CASES; i++) {
+            const char *const args[] = {"--prompt", prompts[i], "--max-tokens", "24", NULL};
+            json_t *answer = generate(&swarm, args);
+            const json_int_t prompt = number_of(answer, "prompt_tokens");
+            const json_int_t reused = number_of(answer, "reused_tokens");
+            cr_expect_gt(prompt, 130);
+            if (i == 0)
+                cr_expect_eq(reused, 0);
+            else
+                cr_expect(reused > prompt - 80 && reused < prompt, "case %u: %d of %d", i,
+                          (int)reused, (int)prompt);
+            cr_expect(
+                json_equal(json_object_get(answer, "tokens"), json_object_get(fresh[i], "tokens")),
+                "case %u over %u workers", i, workers);
+            cr_expect(json_equal(json_object_get(answer, "logprobs"),
+                                 json_object_get(fresh[i], "logprobs")));
+            json_decref(answer);
+        }
+        swarm_close(&swarm);
+    }
+    for (uint32_t i = 0; i < CASES; i++) {
+        json_decref(fresh[i]);
+        alloc_free(prompts[i]);
+    }
 }
 
 /* Starts a long answer in the background and waits until its first text is there. */
