@@ -235,6 +235,7 @@ static void expect_golden(const char *model, const char *golden_path)
         "model_id", "numerics", "prompt_tokens", "layers", "logits_sha256", "argmax", "top"};
     static const char *const chunks[] = {"1", "7", "64", "0"};
     static const char *const threads[] = {"1", "2"};
+    static const char *const neighbours[] = {"0", "7"};
     static char ids[IDS_SIZE];
     json_t *golden = json_load_file(golden_path, 0, NULL);
     cr_assert_not_null(golden, "%s", golden_path);
@@ -243,14 +244,17 @@ static void expect_golden(const char *model, const char *golden_path)
         if (strcmp(*backend, "cuda") == 0)
             continue; /* make gpu-check compares it where there is one */
         for (size_t i = 0; i < sizeof chunks / sizeof *chunks * 2; i++) {
+            const char *const beside = neighbours[(i + i / 2) % 2];
             json_t *got = OBJECT("trace", "--json", "--model", model, "--tokens", ids, "--backend",
-                                 *backend, "--threads", threads[i % 2], "--chunk", chunks[i / 2]);
+                                 *backend, "--threads", threads[i % 2], "--chunk", chunks[i / 2],
+                                 "--neighbours", beside);
             cr_expect_str_eq(json_string_value(json_object_get(got, "backend")), *backend);
             for (size_t k = 0; k < sizeof compared / sizeof *compared; k++)
                 cr_expect(json_equal(json_object_get(got, compared[k]),
                                      json_object_get(golden, compared[k])),
-                          "%s, %s threads, chunk %s: another '%s' than in %s", *backend,
-                          threads[i % 2], chunks[i / 2], compared[k], golden_path);
+                          "%s, %s threads, chunk %s, %s neighbours: another '%s' than in %s",
+                          *backend, threads[i % 2], chunks[i / 2], beside, compared[k],
+                          golden_path);
             json_decref(got);
         }
     }
@@ -260,7 +264,8 @@ static void expect_golden(const char *model, const char *golden_path)
 /* Goal: numerics version 1 is these bits, on every machine and for all time: 138 tokens, so that
  * three pages of the KV cache and their border cases take part.
  * How: the golden trace (made with the scalar backend, one thread, token by token) against every
- * backend of this machine, 1 and 2 threads, and chunks of 1, 7, 64 and all. */
+ * backend of this machine, 1 and 2 threads, chunks of 1, 7, 64 and all, alone and in batches with
+ * seven other sessions. */
 Test(cli, traces_of_the_q8_0_model_are_the_golden_bits_however_computed)
 {
     expect_golden(MODEL_Q8, "tests/vectors/odsi-tiny/trace-q8_0.json");
@@ -401,8 +406,8 @@ Test(cli, identity_is_made_once_and_shown_in_three_forms)
 Test(cli, bench_prints_every_figure)
 {
     static const char *const keys[] = {
-        "threads",    "batch",   "prompt_tokens", "gen_tokens",      "prefill_tps",
-        "decode_tps", "ttft_ms", "read_gbps",     "bytes_per_token", "copy_gbps"};
+        "threads", "batch",     "prompt_tokens",   "gen_tokens", "prefill_tps", "decode_tps",
+        "ttft_ms", "read_gbps", "bytes_per_token", "copy_gbps",  "mixed_tps",   "mixed_token_ms"};
     json_t *got = OBJECT("bench", "--model", MODEL_Q8, "--threads", "2", "--prompt-tokens", "20",
                          "--gen-tokens", "4", "--batch", "2", "--json");
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
@@ -418,6 +423,23 @@ Test(cli, bench_prints_every_figure)
     const json_int_t size = json_integer_value(json_object_get(got, "bytes_per_token"));
     cr_expect(size > 690000 && size < 800000, "%lld bytes per token", (long long)size);
     json_decref(got);
+}
+
+Test(cli, bench_shows_what_a_shared_prefix_saves)
+{
+    static const char *const keys[] = {"ttft_first_ms", "ttft_second_ms", "speedup"};
+    json_t *got = OBJECT("bench", "--model", MODEL_Q8, "--shared-prefix", "300", "--json");
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        cr_expect_gt(json_number_value(json_object_get(got, keys[i])), 0, "%s", keys[i]);
+    cr_expect_eq(json_integer_value(json_object_get(got, "shared_tokens")), 300);
+    cr_expect_eq(json_integer_value(json_object_get(got, "prompt_tokens")), 316);
+    cr_expect_eq(json_integer_value(json_object_get(got, "reused_tokens")), 256);
+    json_decref(got);
+    struct said said =
+        RUN("bench", "--model", MODEL_Q8, "--shared-prefix", "300", "--prompt-tokens", "300");
+    cr_expect_eq(said.code, 2);
+    cr_expect(strstr(said.log, "--shared-prefix"), "%s", said.log);
+    said_free(&said);
 }
 
 /* ---- a local swarm --------------------------------------------------------------------------- */

@@ -12,6 +12,8 @@
 #define PROMPT_ID_FIRST 3u
 #define PROMPT_ID_COUNT 256u
 #define WARM_UP_TOKENS  8u
+/* Of a prompt in one batch beside answers, as workers cut it (worker/hop/executor.c). */
+#define PIECE_TOKENS 64u
 
 static int compare_doubles(const void *left, const void *right)
 {
@@ -112,24 +114,50 @@ static enum odsi_err prefill(struct engine_run *self, uint32_t sequence, uint32_
     return err;
 }
 
+/* Runs the first count of steps[] in one batch and takes the tokens that follow. */
+static enum odsi_err run_steps(struct engine_run *self, uint32_t count)
+{
+    enum odsi_err err = engine_run(self->engine->startup.engine, self->steps, count);
+    for (uint32_t i = 0; err == ODSI_OK && i < count; i++) {
+        err = self->steps[i].status;
+        if (err == ODSI_OK && self->steps[i].logits)
+            self->next[i] = argmax(self->steps[i].logits, self->params->vocab_size);
+    }
+    return err;
+}
+
+static void set_decode(struct engine_run *self, uint32_t sequence)
+{
+    self->steps[sequence] = (struct engine_step){
+        .session = self->sessions[sequence],
+        .token_count = 1,
+        .tokens = &self->next[sequence],
+        .logits = self->logits + (size_t)sequence * self->params->vocab_size,
+    };
+}
+
 /* One token of every sequence, in one batch. */
 static enum odsi_err decode(struct engine_run *self)
 {
-    const uint32_t batch = self->config->batch;
-    const size_t vocab_size = self->params->vocab_size;
-    for (uint32_t i = 0; i < batch; i++)
-        self->steps[i] = (struct engine_step){
-            .session = self->sessions[i],
-            .token_count = 1,
-            .tokens = &self->next[i],
-            .logits = self->logits + i * vocab_size,
-        };
-    enum odsi_err err = engine_run(self->engine->startup.engine, self->steps, batch);
-    for (uint32_t i = 0; err == ODSI_OK && i < batch; i++) {
-        err = self->steps[i].status;
-        self->next[i] = argmax(self->steps[i].logits, self->params->vocab_size);
-    }
-    return err;
+    for (uint32_t i = 0; i < self->config->batch; i++)
+        set_decode(self, i);
+    return run_steps(self, self->config->batch);
+}
+
+/* A piece of the first sequence's prompt beside one token of every other, in one batch. */
+static enum odsi_err run_mixed(struct engine_run *self)
+{
+    const uint32_t at = engine_session_length(self->sessions[0]);
+    const uint32_t left = self->config->prompt_token_count - at;
+    for (uint32_t i = 1; i < self->config->batch; i++)
+        set_decode(self, i);
+    self->steps[0] = (struct engine_step){
+        .session = self->sessions[0],
+        .token_count = left < PIECE_TOKENS ? left : PIECE_TOKENS,
+        .tokens = self->prompt + at,
+        .logits = left <= PIECE_TOKENS ? self->logits : NULL,
+    };
+    return run_steps(self, self->config->batch);
 }
 
 /* Bytes that one decode step reads: the weights once, and the keys and values (f16) of every
@@ -151,9 +179,36 @@ static enum odsi_err warm_up(struct engine_run *self)
         err = prefill(self, i, prompt_count < WARM_UP_TOKENS ? prompt_count : WARM_UP_TOKENS);
     if (err == ODSI_OK)
         err = decode(self);
-    for (uint32_t i = 0; i < self->config->batch; i++)
-        engine_session_truncate(self->sessions[i], 0);
+    for (uint32_t i = 0; err == ODSI_OK && i < self->config->batch; i++)
+        err = engine_session_truncate(self->sessions[i], 0);
     return err;
+}
+
+/* All sequences are at their end. The first one begins again, the others behind their prompts. */
+static enum odsi_err measure_mixed(struct engine_run *self, struct cli_bench *out)
+{
+    const struct cli_bench_config *config = self->config;
+    uint32_t count = 0;
+    uint64_t positions = 0;
+    if (config->batch == 1)
+        return ODSI_OK;
+    enum odsi_err err = engine_session_truncate(self->sessions[0], 0);
+    for (uint32_t i = 1; err == ODSI_OK && i < config->batch; i++)
+        err = engine_session_truncate(self->sessions[i], config->prompt_token_count);
+    fill_prompt(self->prompt, config->prompt_token_count, 0, self->params->vocab_size);
+    const uint64_t begin_us = clock_monotonic_us();
+    while (err == ODSI_OK && count < config->gen_token_count &&
+           engine_session_length(self->sessions[0]) < config->prompt_token_count) {
+        const uint64_t step_us = clock_monotonic_us();
+        err = run_mixed(self);
+        positions += self->steps[0].token_count + config->batch - 1;
+        self->step_ms[count++] = (double)(clock_monotonic_us() - step_us) / 1e3;
+    }
+    if (err != ODSI_OK)
+        return err;
+    out->mixed_tps = (double)positions * 1e6 / (double)(clock_monotonic_us() - begin_us);
+    out->mixed_token_ms = cli_bench_percentile(self->step_ms, count, 0.5);
+    return ODSI_OK;
 }
 
 static enum odsi_err measure(struct engine_run *self, struct cli_bench *out)
@@ -197,6 +252,8 @@ enum odsi_err cli_bench_engine(struct cli_bench *out, struct cli_engine *engine,
         err = warm_up(&self);
     if (err == ODSI_OK)
         err = measure(&self, out);
+    if (err == ODSI_OK)
+        err = measure_mixed(&self, out);
     close_sequences(&self);
     return err;
 }

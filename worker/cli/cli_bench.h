@@ -22,6 +22,9 @@ struct cli_bench {
     double ttft_p99_ms;
     double per_token_p50_ms; /* between two tokens of one sequence */
     double per_token_p99_ms;
+    double mixed_tps;      /* positions per second while one sequence's prompt runs in pieces beside
+                            * the others' next tokens, in the same batches; 0: one sequence */
+    double mixed_token_ms; /* between two tokens of the others meanwhile, the median */
     double bytes_per_token; /* that decoding reads: weights, shared by the batch, and KV cache;
                               * engine only */
     double read_gbps;       /* bytes_per_token * decode_tps; engine only */

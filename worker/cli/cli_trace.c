@@ -1,15 +1,27 @@
 #include "worker/cli/cli_trace.h"
 
 #include "common/base/alloc.h"
+#include "common/base/assert.h"
 #include "worker/engine/sampler.h"
 #include "worker/engine/stop.h"
 
 #include <string.h>
 
 #define TEXT_SIZE_MAX (64u << 20)
+/* A neighbour's step has 1 to so many positions, and its text ends at some length above. */
+#define NEIGHBOUR_STEP_MAX 13u
+#define NEIGHBOUR_TEXT_MAX 100u
 
 /* Hashes are over bytes as they lie in memory here. */
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "residual streams hash little-endian");
+
+/* A session whose only purpose is to be in the way. */
+struct neighbour {
+    struct engine_session *session;
+    uint32_t text_count; /* where its text ends; then it begins again */
+    uint32_t tokens[NEIGHBOUR_STEP_MAX];
+    float *logits; /* [vocab_size]; NULL: it wants none */
+};
 
 /* A run under way. */
 struct run {
@@ -19,6 +31,11 @@ struct run {
     const struct model_params *params;
     struct digest_stream **streams; /* [layer_count] */
     struct engine_session *session;
+    struct neighbour *neighbours; /* [neighbour_count] */
+    struct engine_step *steps;    /* [neighbour_count + 1] */
+    uint32_t round;               /* batches so far */
+    uint32_t row_first;           /* of the traced session's rows in the batch */
+    uint32_t row_count;
     struct sampler *sampler;
     struct stop stop;
     char *piece; /* [TOKENIZER_PIECE_SIZE_MAX] */
@@ -27,8 +44,107 @@ struct run {
 static void tap(void *context, uint32_t layer, const float *x, uint32_t rows)
 {
     struct run *self = context;
-    digest_stream_add(self->streams[layer], x, (size_t)rows * self->params->dim * sizeof *x);
+    const size_t dim = self->params->dim;
+    ODSI_ASSERT(self->row_first + self->row_count <= rows);
+    digest_stream_add(self->streams[layer], x + self->row_first * dim,
+                      self->row_count * dim * sizeof *x);
 }
+
+/* ---- neighbours ------------------------------------------------------------------------------ */
+
+static uint32_t neighbour_positions(const struct model_params *params)
+{
+    return params->context_length < NEIGHBOUR_TEXT_MAX ? params->context_length
+                                                       : NEIGHBOUR_TEXT_MAX;
+}
+
+/* The last token is picked, never run. */
+static uint32_t own_positions(const struct cli_trace_config *config)
+{
+    return config->token_count + (config->new_tokens_max ? config->new_tokens_max - 1 : 0);
+}
+
+uint32_t cli_trace_positions(const struct cli_trace_config *config,
+                             const struct model_params *params)
+{
+    const uint32_t own = own_positions(config);
+    const uint32_t others = neighbour_positions(params);
+    return config->neighbour_count > 0 && others > own ? others : own;
+}
+
+static enum odsi_err open_neighbours(struct run *self)
+{
+    const uint32_t count = self->config->neighbour_count;
+    const uint32_t text_max = neighbour_positions(self->params);
+    ODSI_ASSERT(count <= CLI_TRACE_NEIGHBOURS_MAX);
+    enum odsi_err err = alloc_zeroed(&self->neighbours, count, sizeof *self->neighbours);
+    if (err == ODSI_OK)
+        err = alloc_zeroed(&self->steps, count + 1, sizeof *self->steps);
+    for (uint32_t i = 0; err == ODSI_OK && i < count; i++) {
+        struct neighbour *neighbour = &self->neighbours[i];
+        neighbour->text_count = text_max - i * (text_max / (count + 1));
+        if (i % 2 == 0)
+            err = alloc_zeroed(&neighbour->logits, self->params->vocab_size, sizeof(float));
+        if (err == ODSI_OK)
+            err = engine_session_open(&neighbour->session, self->engine->startup.engine, 0,
+                                      self->params->layer_count, neighbour->text_count);
+    }
+    return err;
+}
+
+static void close_neighbours(struct run *self)
+{
+    for (uint32_t i = 0; self->neighbours && i < self->config->neighbour_count; i++) {
+        engine_session_close(&self->neighbours[i].session);
+        alloc_free(self->neighbours[i].logits);
+    }
+    alloc_free(self->neighbours);
+    alloc_free(self->steps);
+}
+
+/* Its next step: of another length in every batch, from one position to a piece of a prompt. */
+static enum odsi_err next_step(struct run *self, uint32_t index, struct engine_step *out)
+{
+    struct neighbour *neighbour = &self->neighbours[index];
+    uint32_t count = 1 + (5 * index + 3 * self->round) % NEIGHBOUR_STEP_MAX;
+    enum odsi_err err = ODSI_OK;
+    if (count > neighbour->text_count)
+        count = neighbour->text_count;
+    if (count > neighbour->text_count - engine_session_length(neighbour->session))
+        err = engine_session_truncate(neighbour->session, 0);
+    const uint32_t at = engine_session_length(neighbour->session);
+    for (uint32_t i = 0; i < count; i++)
+        neighbour->tokens[i] =
+            (uint32_t)(((uint64_t)(at + i + 1) * 7919u * (index + 1) + self->round) %
+                       self->params->vocab_size);
+    *out = (struct engine_step){.session = neighbour->session,
+                                .token_count = count,
+                                .tokens = neighbour->tokens,
+                                .logits = neighbour->logits};
+    return err;
+}
+
+/* Runs a step of the traced session in the middle of a batch with one of each neighbour. */
+static enum odsi_err run_step(struct run *self, const struct engine_step *step)
+{
+    const uint32_t count = self->config->neighbour_count;
+    const uint32_t own = count / 2;
+    enum odsi_err err = ODSI_OK;
+    self->row_first = 0;
+    self->row_count = step->token_count;
+    for (uint32_t i = 0; err == ODSI_OK && i < count; i++) {
+        struct engine_step *next = &self->steps[i < own ? i : i + 1];
+        err = next_step(self, i, next);
+        self->row_first += i < own ? next->token_count : 0;
+    }
+    self->steps[own] = *step;
+    self->round++;
+    if (err == ODSI_OK)
+        err = engine_run(self->engine->startup.engine, self->steps, count + 1);
+    return err != ODSI_OK ? err : self->steps[own].status;
+}
+
+/* ---- the trace ------------------------------------------------------------------------------- */
 
 static enum odsi_err check_tokens(const struct run *self)
 {
@@ -63,7 +179,8 @@ static enum odsi_err run_prompt(struct run *self)
     struct cli_trace *trace = self->trace;
     struct engine *engine = self->engine->startup.engine;
     const uint32_t count = self->config->token_count;
-    const uint32_t chunk_max = engine_batch_tokens_max(engine);
+    const uint32_t chunk_max =
+        engine_batch_tokens_max(engine) - self->config->neighbour_count * NEIGHBOUR_STEP_MAX;
     uint32_t chunk = self->config->chunk;
     enum odsi_err err = ODSI_OK;
     if (chunk == 0 || chunk > chunk_max)
@@ -77,7 +194,7 @@ static enum odsi_err run_prompt(struct run *self)
             .tokens = self->config->tokens + at,
             .logits = left <= chunk ? trace->logits : NULL,
         };
-        err = cli_engine_step(self->engine, &step);
+        err = run_step(self, &step);
     }
     engine_set_tap(engine, NULL, NULL);
     if (err != ODSI_OK)
@@ -130,7 +247,7 @@ static enum odsi_err generate(struct run *self, float *logits)
             .tokens = &trace->new_tokens[trace->new_token_count - 1],
             .logits = logits,
         };
-        err = cli_engine_step(self->engine, &step);
+        err = run_step(self, &step);
         position++;
     }
     return err == ODSI_OK ? buf_status(&trace->text) : err;
@@ -161,17 +278,18 @@ enum odsi_err cli_trace_run(struct cli_trace *self, struct cli_engine *engine,
     enum odsi_err err = check_tokens(&run);
     if (err == ODSI_OK)
         err = take_memory(&run);
-    /* The last token is picked, never run. */
     if (err == ODSI_OK)
         err = engine_session_open(&run.session, engine->startup.engine, 0, run.params->layer_count,
-                                  config->token_count +
-                                      (config->new_tokens_max ? config->new_tokens_max - 1 : 0));
+                                  own_positions(config));
+    if (err == ODSI_OK)
+        err = open_neighbours(&run);
     if (err == ODSI_OK)
         err = run_prompt(&run);
     if (err == ODSI_OK && config->new_tokens_max > 0)
         err = generate_aside(&run);
     sampler_close(&run.sampler);
     engine_session_close(&run.session);
+    close_neighbours(&run);
     for (uint32_t i = 0; run.streams && i < run.params->layer_count; i++)
         digest_stream_close(&run.streams[i]);
     alloc_free(run.streams);

@@ -1,6 +1,6 @@
 /* A trace: what a model computes on the way through some tokens, as hashes that do not depend on
- * the backend, the threads or how the tokens were cut into chunks (kernels/NUMERICS.md), and the
- * tokens that follow. Main thread only. */
+ * the backend, the threads, how the tokens were cut into chunks or what else was in the batches
+ * (kernels/NUMERICS.md), and the tokens that follow. Main thread only. */
 #ifndef ODSI_WORKER_CLI_CLI_TRACE_H
 #define ODSI_WORKER_CLI_CLI_TRACE_H
 #include "common/base/buf.h"
@@ -22,13 +22,21 @@ struct cli_trace {
     struct buf text;           /* of the new tokens */
 };
 
+#define CLI_TRACE_NEIGHBOURS_MAX 31u
+
 struct cli_trace_config {
     const uint32_t *tokens; /* [token_count], token_count >= 1 */
     uint32_t token_count;
-    uint32_t chunk;          /* positions per step; 0: as many as the engine takes */
-    uint32_t new_tokens_max; /* tokens to generate; 0: none */
+    uint32_t chunk;           /* positions per step; 0: as many as the engine takes */
+    uint32_t neighbour_count; /* sessions of other content and lengths in the same batches */
+    uint32_t new_tokens_max;  /* tokens to generate; 0: none */
     const struct cli_sampling *sampling;
 };
+
+/* Positions that the engine must have room for in each session of that trace: its own, and one for
+ * each neighbour. */
+uint32_t cli_trace_positions(const struct cli_trace_config *config,
+                             const struct model_params *params);
 
 /* Runs the trace on a loaded engine. self is the caller's memory; ended with cli_trace_free, also
  * after an error.

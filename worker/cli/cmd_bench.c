@@ -4,6 +4,7 @@
 #include "common/base/args.h"
 #include "common/base/limits.h"
 #include "worker/cli/cli_bench.h"
+#include "worker/cli/cli_bench_prefix.h"
 #include "worker/cli/cli_input.h"
 #include "worker/cli/cli_json.h"
 #include "worker/cli/cli_memory.h"
@@ -19,6 +20,8 @@
 #define SESSIONS_MAX    LIMIT_SESSIONS_MAX
 #define BATCH_MAX       64u /* steps of one batch of the engine */
 #define ASK_TIMEOUT_US  10000000u
+#define PROMPT_TOKENS   128u
+#define OWN_TOKENS      16u /* of a prompt behind a shared prefix */
 
 static const char command_name[] = "bench";
 
@@ -33,6 +36,7 @@ struct options {
     int is_insecure;
     const char *identity;
     uint32_t session_count;
+    uint32_t shared_prefix; /* tokens; 0: not asked for */
     int is_json;
 };
 
@@ -64,7 +68,7 @@ static enum odsi_err print_engine(const struct options *options, const struct cl
     if (options->is_json)
         return cli_json_print(
             json_pack("{s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:{s:o, s:o}, s:o, s:o, "
-                      "s:o}",
+                      "s:o, s:o, s:o}",
                       "model", cli_json_text(name, strlen(name)), "backend", backend, "isa", isa,
                       "threads", (json_int_t)threads, "batch", (json_int_t)options->batch,
                       "prompt_tokens", (json_int_t)options->prompt_token_count, "gen_tokens",
@@ -74,7 +78,9 @@ static enum odsi_err print_engine(const struct options *options, const struct cl
                       "per_token_ms", "p50", cli_json_f64(bench->per_token_p50_ms), "p99",
                       cli_json_f64(bench->per_token_p99_ms), "bytes_per_token",
                       cli_json_u64((uint64_t)bench->bytes_per_token), "read_gbps",
-                      cli_json_f64(bench->read_gbps), "copy_gbps", cli_json_f64(copy_gbps)),
+                      cli_json_f64(bench->read_gbps), "copy_gbps", cli_json_f64(copy_gbps),
+                      "mixed_tps", cli_json_f64(bench->mixed_tps), "mixed_token_ms",
+                      cli_json_f64(bench->mixed_token_ms)),
             stdout);
     char size[CLI_TEXT_SIZE];
     cli_text_bytes(size, (uint64_t)bench->bytes_per_token);
@@ -84,6 +90,10 @@ static enum odsi_err print_engine(const struct options *options, const struct cl
            bench->prefill_tps, options->prompt_token_count, bench->ttft_ms);
     printf("decode     %.1f tokens/s (%.2f ms per token, p99 %.2f ms)\n", bench->decode_tps,
            bench->per_token_p50_ms, bench->per_token_p99_ms);
+    if (options->batch > 1)
+        printf(
+            "mixed      %.1f positions/s with a prompt in pieces beside it (%.2f ms per token)\n",
+            bench->mixed_tps, bench->mixed_token_ms);
     printf("memory     %s per token, %.2f GB/s of the %.2f GB/s that this machine can read\n", size,
            bench->read_gbps, copy_gbps);
     return ODSI_OK;
@@ -112,6 +122,54 @@ static enum odsi_err bench_engine(const struct options *options)
     if (err == ODSI_OK)
         err = print_engine(options, &engine, &bench,
                            after_gbps > before_gbps ? after_gbps : before_gbps);
+    cli_engine_close(&engine);
+    return err;
+}
+
+/* ---- a shared prefix ------------------------------------------------------------------------- */
+
+static enum odsi_err print_prefix(const struct options *options, const struct cli_engine *engine,
+                                  const struct cli_bench_prefix *bench)
+{
+    const char *name = model_params_view(engine->model)->name;
+    const char *isa = cli_engine_backend_view(engine);
+    const uint32_t threads = cli_engine_thread_count(engine);
+    const double speedup = bench->second_ms > 0 ? bench->first_ms / bench->second_ms : 0;
+    if (options->is_json)
+        return cli_json_print(
+            json_pack("{s:o, s:s, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "model",
+                      cli_json_text(name, strlen(name)), "isa", isa, "threads", (json_int_t)threads,
+                      "shared_tokens", (json_int_t)options->shared_prefix, "prompt_tokens",
+                      (json_int_t)options->prompt_token_count, "reused_tokens",
+                      (json_int_t)bench->reused_count, "ttft_first_ms",
+                      cli_json_f64(bench->first_ms), "ttft_second_ms",
+                      cli_json_f64(bench->second_ms), "speedup", cli_json_f64(speedup)),
+            stdout);
+    cli_text_show(stdout, 1, name, strlen(name));
+    printf(" on %s, %" PRIu32 " threads, prompts of %" PRIu32 " tokens, the first %" PRIu32
+           " in common\n",
+           isa, threads, options->prompt_token_count, options->shared_prefix);
+    printf("first session   first token after %.1f ms\n", bench->first_ms);
+    printf("second session  first token after %.1f ms, %" PRIu32 " positions reused: %.1fx\n",
+           bench->second_ms, bench->reused_count, speedup);
+    return ODSI_OK;
+}
+
+static enum odsi_err bench_prefix(const struct options *options)
+{
+    struct cli_engine engine = {0};
+    struct cli_bench_prefix bench = {0};
+    const struct cli_bench_prefix_config config = {.shared_token_count = options->shared_prefix,
+                                                   .prompt_token_count =
+                                                       options->prompt_token_count};
+    enum odsi_err err = cli_engine_describe(&engine, options->model);
+    if (err == ODSI_OK)
+        err = cli_engine_load(&engine, options->backend, options->thread_count,
+                              CLI_BENCH_PREFIX_SESSIONS, options->prompt_token_count);
+    if (err == ODSI_OK)
+        err = cli_bench_prefix_run(&bench, &engine, &config);
+    if (err == ODSI_OK)
+        err = print_prefix(options, &engine, &bench);
     cli_engine_close(&engine);
     return err;
 }
@@ -183,7 +241,10 @@ static int check_and_run(struct options *options)
     const int is_swarm = !options->model || options->session_count > 0;
     if (options->session_count == 0)
         options->session_count = 1;
-    if (options->prompt_token_count == 0 || options->gen_token_count == 0 || options->batch == 0)
+    if (options->prompt_token_count == 0)
+        options->prompt_token_count =
+            options->shared_prefix > 0 ? options->shared_prefix + OWN_TOKENS : PROMPT_TOKENS;
+    if (options->gen_token_count == 0 || options->batch == 0)
         return cli_input_usage(command_name, "counts of tokens and sequences begin at 1");
     if (options->prompt_token_count > LIMIT_CONTEXT_MAX ||
         options->gen_token_count > LIMIT_CONTEXT_MAX)
@@ -191,14 +252,20 @@ static int check_and_run(struct options *options)
     if (options->batch > BATCH_MAX || options->session_count > SESSIONS_MAX)
         return cli_input_usage(command_name, "at most %u sequences in a batch and %u sessions",
                                BATCH_MAX, SESSIONS_MAX);
-    const enum odsi_err err = is_swarm ? bench_swarm(options) : bench_engine(options);
+    if (options->shared_prefix > 0 && is_swarm)
+        return cli_input_usage(command_name, "--shared-prefix measures the engine alone: give it "
+                                             "--model FILE without --sessions");
+    if (options->shared_prefix >= options->prompt_token_count)
+        return cli_input_usage(command_name, "--shared-prefix must be below --prompt-tokens");
+    const enum odsi_err err = is_swarm                     ? bench_swarm(options)
+                              : options->shared_prefix > 0 ? bench_prefix(options)
+                                                           : bench_engine(options);
     return err == ODSI_OK ? CMD_OK : cli_input_failed(command_name, err);
 }
 
 int cmd_bench_run(int argc, char **argv)
 {
-    struct options options = {
-        .batch = 1, .prompt_token_count = 128, .gen_token_count = 32, .gateway = GATEWAY_DEFAULT};
+    struct options options = {.batch = 1, .gen_token_count = 32, .gateway = GATEWAY_DEFAULT};
     const struct args_option table[] = {
         {"model", 'm', ARGS_TEXT, &options.model, "FILE",
          "measure the engine alone on this file; with --sessions: a name", 1},
@@ -208,6 +275,8 @@ int cmd_bench_run(int argc, char **argv)
         {"batch", 0, ARGS_U32, &options.batch, "N", "sequences side by side (1)", 0},
         {"prompt-tokens", 'p', ARGS_U32, &options.prompt_token_count, "N", "(128)", 0},
         {"gen-tokens", 'n', ARGS_U32, &options.gen_token_count, "N", "(32)", 0},
+        {"shared-prefix", 0, ARGS_U32, &options.shared_prefix, "N",
+         "measure the first token of two prompts that begin with the same N tokens", 0},
         {"sessions", 's', ARGS_U32, &options.session_count, "N",
          "measure a swarm with N answers at once", 0},
         {"gateway", 'g', ARGS_TEXT, &options.gateway, "[ID@]HOST:PORT",
@@ -225,6 +294,7 @@ int cmd_bench_run(int argc, char **argv)
         .usage = "--model FILE [options] | --sessions N [options]",
         .examples = "  odsi bench --model llama-1.1b.gguf --threads 2 --json\n"
                     "  odsi bench --model F --batch 8 --gen-tokens 64\n"
+                    "  odsi bench --model F --shared-prefix 1000\n"
                     "  odsi local --workers 3 --model F -- odsi bench --sessions 8\n",
         .options = table,
     };

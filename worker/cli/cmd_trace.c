@@ -25,6 +25,7 @@ struct options {
     uint32_t thread_count;
     uint32_t chunk;
     uint32_t new_tokens_max;
+    uint32_t neighbour_count;
     struct cli_sampling sampling;
     int is_json;
 };
@@ -142,6 +143,7 @@ static enum odsi_err trace_tokens(const struct options *options, const struct bu
     struct cli_trace trace = {0};
     uint32_t *tokens = NULL;
     struct cli_trace_config config = {.chunk = options->chunk,
+                                      .neighbour_count = options->neighbour_count,
                                       .new_tokens_max = options->new_tokens_max,
                                       .sampling = &options->sampling};
     enum odsi_err err = cli_engine_describe(&engine, options->model);
@@ -149,8 +151,9 @@ static enum odsi_err trace_tokens(const struct options *options, const struct bu
         err = read_tokens(options, &engine, prompt, &tokens, &config.token_count);
     config.tokens = tokens;
     if (err == ODSI_OK)
-        err = cli_engine_load(&engine, options->backend, options->thread_count, 1,
-                              config.token_count + config.new_tokens_max);
+        err = cli_engine_load(&engine, options->backend, options->thread_count,
+                              1 + config.neighbour_count,
+                              cli_trace_positions(&config, model_params_view(engine.model)));
     if (err == ODSI_OK)
         err = cli_trace_run(&trace, &engine, &config);
     if (err == ODSI_OK)
@@ -170,6 +173,8 @@ static int check_and_run(const struct options *options)
         return cli_input_usage(command_name, "which model? use --model FILE");
     if (options->tokens && (options->prompt || options->prompt_file))
         return cli_input_usage(command_name, "use either --tokens or a prompt");
+    if (options->neighbour_count > CLI_TRACE_NEIGHBOURS_MAX)
+        return cli_input_usage(command_name, "at most %u neighbours", CLI_TRACE_NEIGHBOURS_MAX);
     enum odsi_err err = cli_sampling_check(&options->sampling);
     if (err == ODSI_OK && !options->tokens)
         err = cli_input_prompt(&prompt, options->prompt, options->prompt_file);
@@ -196,6 +201,8 @@ int cmd_trace_run(int argc, char **argv)
         {"threads", 0, ARGS_U32, &options.thread_count, "N", "0 (default): one per CPU", 0},
         {"chunk", 'c', ARGS_U32, &options.chunk, "C",
          "tokens per step; 0 (default): as many as fit", 0},
+        {"neighbours", 0, ARGS_U32, &options.neighbour_count, "N",
+         "sessions of other texts and lengths in the same batches; changes nothing", 0},
         {"generate", 'n', ARGS_U32, &options.new_tokens_max, "N",
          "then generate N tokens, in this one process", 0},
         CLI_SAMPLING_OPTIONS(options.sampling),
