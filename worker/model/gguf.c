@@ -518,6 +518,14 @@ struct gguf_text gguf_key_at(const struct gguf *self, uint64_t index)
     return index < self->key_count ? self->keys[index].name : (struct gguf_text){.data = NULL};
 }
 
+int gguf_key_value(const struct gguf *self, uint64_t index, struct gguf_value *out)
+{
+    if (index >= self->key_count)
+        return 0;
+    *out = self->keys[index].value;
+    return 1;
+}
+
 void gguf_visit_metadata(const struct gguf *self,
                          void (*visit)(void *context, struct gguf_text key, const char *value),
                          void *context)

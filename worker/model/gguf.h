@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 struct gguf;
+struct gguf_value;
 
 #define GGUF_KEYS_MAX 65536u
 
@@ -86,6 +87,8 @@ const char *gguf_type_name(uint32_t ggml_type);
 
 /* The key at index in file order; NULL data behind the last one. */
 struct gguf_text gguf_key_at(const struct gguf *self, uint64_t index);
+/* Its value, as worker/model/gguf_value.h reads it; returns 0 behind the last one. */
+int gguf_key_value(const struct gguf *self, uint64_t index, struct gguf_value *out);
 
 /* For `odsi model inspect`: calls visit for every key in file order with its value as text (long
  * texts and arrays shortened, control characters escaped). */

@@ -26,30 +26,19 @@ enum file_type {
     FILE_Q5_K_S = 16,
     FILE_Q5_K_M = 17,
     FILE_Q6_K = 18,
-    FILE_Q2_K_S = 21,
     FILE_BF16 = 32,
 };
 
 static const struct quant_mix mixes[] = {
-    {"f32", FILE_F32, TENSOR_F32, 1},
-    {"f16", FILE_F16, TENSOR_F16, 1},
-    {"bf16", FILE_BF16, TENSOR_BF16, 1},
-    {"q8_0", FILE_Q8_0, TENSOR_Q8_0, 0},
-    {"q6_k", FILE_Q6_K, TENSOR_Q6_K, 0},
-    {"q5_k_m", FILE_Q5_K_M, TENSOR_Q5_K, 0},
-    {"q5_k_s", FILE_Q5_K_S, TENSOR_Q5_K, 0},
-    {"q5_1", FILE_Q5_1, TENSOR_Q5_1, 0},
-    {"q5_0", FILE_Q5_0, TENSOR_Q5_0, 0},
-    {"q4_k_m", FILE_Q4_K_M, TENSOR_Q4_K, 0},
-    {"q4_k_s", FILE_Q4_K_S, TENSOR_Q4_K, 0},
-    {"q4_1", FILE_Q4_1, TENSOR_Q4_1, 0},
-    {"q4_0", FILE_Q4_0, TENSOR_Q4_0, 0},
-    {"q3_k_l", FILE_Q3_K_L, TENSOR_Q3_K, 0},
-    {"q3_k_m", FILE_Q3_K_M, TENSOR_Q3_K, 0},
-    {"q3_k_s", FILE_Q3_K_S, TENSOR_Q3_K, 0},
-    {"q2_k", FILE_Q2_K, TENSOR_Q2_K, 0},
-    {"q2_k_s", FILE_Q2_K_S, TENSOR_Q2_K, 0},
-    {NULL, 0, TENSOR_F32, 0},
+    {"f32", FILE_F32, TENSOR_F32, 1},        {"f16", FILE_F16, TENSOR_F16, 1},
+    {"bf16", FILE_BF16, TENSOR_BF16, 1},     {"q8_0", FILE_Q8_0, TENSOR_Q8_0, 0},
+    {"q6_k", FILE_Q6_K, TENSOR_Q6_K, 0},     {"q5_k_m", FILE_Q5_K_M, TENSOR_Q5_K, 0},
+    {"q5_k_s", FILE_Q5_K_S, TENSOR_Q5_K, 0}, {"q5_1", FILE_Q5_1, TENSOR_Q5_1, 0},
+    {"q5_0", FILE_Q5_0, TENSOR_Q5_0, 0},     {"q4_k_m", FILE_Q4_K_M, TENSOR_Q4_K, 0},
+    {"q4_k_s", FILE_Q4_K_S, TENSOR_Q4_K, 0}, {"q4_1", FILE_Q4_1, TENSOR_Q4_1, 0},
+    {"q4_0", FILE_Q4_0, TENSOR_Q4_0, 0},     {"q3_k_l", FILE_Q3_K_L, TENSOR_Q3_K, 0},
+    {"q3_k_m", FILE_Q3_K_M, TENSOR_Q3_K, 0}, {"q3_k_s", FILE_Q3_K_S, TENSOR_Q3_K, 0},
+    {"q2_k", FILE_Q2_K, TENSOR_Q2_K, 0},     {NULL, 0, TENSOR_F32, 0},
 };
 
 const struct quant_mix *quant_mix_table(void)
@@ -75,11 +64,8 @@ struct quant_mix quant_mix_pure(enum tensor_type type)
     struct quant_mix out = {.name = quant_name((uint32_t)type), .type = type, .is_pure = 1};
     ODSI_ASSERT(out.name);
     for (const struct quant_mix *mix = mixes; mix->name; mix++)
-        if (mix->type == type) {
-            out.file_type = mix->file_type; /* of a K type the last one, its smallest mix */
-            if (type == TENSOR_Q2_K)
-                break; /* q2_k_s is a mix, too, and fewer programs know its number */
-        }
+        if (mix->type == type)
+            out.file_type = mix->file_type; /* of several the last, which is the smallest */
     return out;
 }
 
@@ -117,8 +103,6 @@ static enum tensor_type value_type(const struct quant_mix *self,
     switch ((enum file_type)self->file_type) {
     case FILE_Q2_K:
         return shares ? TENSOR_Q4_K : TENSOR_Q3_K;
-    case FILE_Q2_K_S:
-        return shares ? TENSOR_Q4_K : self->type;
     case FILE_Q3_K_M:
         return layer < 2 ? TENSOR_Q5_K : TENSOR_Q4_K;
     case FILE_Q3_K_L:
@@ -140,8 +124,6 @@ static enum tensor_type down_type(const struct quant_mix *self, const struct qua
     switch ((enum file_type)self->file_type) {
     case FILE_Q2_K:
         return TENSOR_Q3_K;
-    case FILE_Q2_K_S:
-        return layer < count / 8 ? TENSOR_Q4_K : self->type;
     case FILE_Q3_K_M:
         return layer < count / 16 ? TENSOR_Q5_K : TENSOR_Q4_K;
     case FILE_Q3_K_L:
@@ -176,21 +158,6 @@ static enum tensor_type attention_output_type(const struct quant_mix *self,
     }
 }
 
-static enum tensor_type fused_type(const struct quant_mix *self)
-{
-    switch ((enum file_type)self->file_type) {
-    case FILE_Q3_K_M:
-    case FILE_Q3_K_L:
-        return TENSOR_Q4_K;
-    case FILE_Q4_K_M:
-        return TENSOR_Q5_K;
-    case FILE_Q5_K_M:
-        return TENSOR_Q6_K;
-    default:
-        return self->type;
-    }
-}
-
 static enum tensor_type mixed_type(const struct quant_mix *self,
                                    const struct quant_mix_model *model, const char *name)
 {
@@ -200,7 +167,7 @@ static enum tensor_type mixed_type(const struct quant_mix *self,
         return output_type(self);
     if (sscanf(name, "blk.%" SCNu32 ".", &layer) != 1)
         return self->type;
-    if (strstr(name, ".attn_v.weight"))
+    if (strstr(name, ".attn_v.weight") || strstr(name, ".attn_qkv.weight"))
         return value_type(self, model, layer);
     if (strstr(name, ".attn_k.weight"))
         return model->expert_count == 8 ? TENSOR_Q8_0 : self->type;
@@ -208,8 +175,6 @@ static enum tensor_type mixed_type(const struct quant_mix *self,
         return down_type(self, model, layer);
     if (strstr(name, ".attn_output.weight"))
         return attention_output_type(self, model);
-    if (strstr(name, ".attn_qkv.weight"))
-        return fused_type(self);
     return self->type;
 }
 
@@ -220,9 +185,8 @@ static enum tensor_type fitting_type(enum tensor_type type, uint64_t cols)
         return type;
     switch (type) {
     case TENSOR_Q2_K:
-        return fitting_type(TENSOR_Q4_0, cols);
     case TENSOR_Q3_K:
-        return fitting_type(TENSOR_Q4_1, cols);
+        return fitting_type(TENSOR_Q4_0, cols);
     case TENSOR_Q4_K:
         return fitting_type(TENSOR_Q5_0, cols);
     case TENSOR_Q5_K:

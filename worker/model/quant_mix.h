@@ -2,8 +2,8 @@
  * ("q4_k_m"), chosen tensor by tensor by the same rules, and pure ones.
  *
  * Vectors, norms, routers and whatever is no weight of a matrix product stay F32. Where rows are
- * no multiple of a type's block: K types give way to Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 in their order,
- * those to F16. Pure; any thread. */
+ * no multiple of a type's block: Q2_K and Q3_K give way to Q4_0, Q4_K to Q5_0, Q5_K to Q5_1,
+ * Q6_K to Q8_0, and those to F16. Pure; any thread. */
 #ifndef ODSI_WORKER_MODEL_QUANT_MIX_H
 #define ODSI_WORKER_MODEL_QUANT_MIX_H
 #include "kernels/ops.h"

@@ -10,9 +10,12 @@
 #define COLS       256u
 #define GROUPS_MAX 16u
 
+/* The nearest f16 that is finite. */
 static float round_f16(float value)
 {
-    return det_f32_from_f16(det_f16_from_f32(value));
+    const float max = 65504.0f;
+    const float bounded = value < -max ? -max : value > max ? max : value;
+    return det_f32_from_f16(det_f16_from_f32(bounded));
 }
 
 static void store_f16(uint8_t *to, float value)
@@ -149,6 +152,35 @@ static void groups_round(struct groups *self)
     }
 }
 
+/* value / unit, rounded and kept within low to high. */
+static float ratio(float value, float unit, int low, int high)
+{
+    if (unit == 0.0f)
+        return 0.0f;
+    const float part = value / unit;
+    return det_rint(part < (float)low ? (float)low : part > (float)high ? (float)high : part);
+}
+
+/* For the integers that are there, each group's best minimum, then its best scale, both as whole
+ * multiples of dmin and d; then the integers again. None of these makes the error larger. */
+static void groups_adjust(struct groups *self)
+{
+    const struct form *form = &self->form;
+    for (uint32_t g = 0; g < self->count; g++) {
+        const size_t at = (size_t)g * form->group_cols;
+        struct quantizer_sums sums;
+        quantizer_fit_sums(self->x + at, self->importance + at, self->q + at, form->group_cols,
+                           &sums);
+        if (self->dmin > 0.0f && sums.w > 0.0f)
+            self->min[g] = ratio((self->d * self->scale[g] * sums.q - sums.x) / sums.w, self->dmin,
+                                 0, form->scale_high);
+        if (sums.qq > 0.0f)
+            self->scale[g] = ratio((sums.xq + self->dmin * self->min[g] * sums.q) / sums.qq,
+                                   self->d, form->scale_low, form->scale_high);
+    }
+    groups_round(self);
+}
+
 /* The d and dmin of least squares for the integers that are there now, then the integers again. */
 static void groups_refine(struct groups *self)
 {
@@ -186,15 +218,6 @@ static void groups_refine(struct groups *self)
     groups_round(self);
 }
 
-/* value / unit, rounded and kept within low to high. */
-static float ratio(float value, float unit, int low, int high)
-{
-    if (unit == 0.0f)
-        return 0.0f;
-    const float part = value / unit;
-    return det_rint(part < (float)low ? (float)low : part > (float)high ? (float)high : part);
-}
-
 /* Q2_K, Q4_K, Q5_K. */
 static void groups_fit_lines(struct groups *self)
 {
@@ -217,6 +240,7 @@ static void groups_fit_lines(struct groups *self)
         self->min[g] = ratio(mins[g], self->dmin, 0, form->scale_high);
     }
     groups_round(self);
+    groups_adjust(self);
     groups_refine(self);
 }
 
@@ -238,6 +262,7 @@ static void groups_fit_scales(struct groups *self)
     for (uint32_t g = 0; g < self->count; g++)
         self->scale[g] = ratio(scales[g], self->d, form->scale_low, form->scale_high);
     groups_round(self);
+    groups_adjust(self);
     groups_refine(self);
 }
 

@@ -12,14 +12,18 @@
 
 INLINE float tree_sum(float *values, uint32_t n)
 {
-    for (uint32_t half = n / 2; half > 0; half /= 2)
-        for (uint32_t i = 0; i < half; i++)
-            values[i] = values[i] + values[i + half];
-    return values[0];
+    if (n == 32)
+        for (uint32_t i = 0; i < 16; i++)
+            values[i] = values[i] + values[i + 16];
+    for (uint32_t i = 0; i < 8; i++)
+        values[i] = values[i] + values[i + 8];
+    for (uint32_t i = 0; i < 4; i++)
+        values[i] = values[i] + values[i + 4];
+    return (values[0] + values[2]) + (values[1] + values[3]);
 }
 
-INLINE void round_all(const float *x, uint32_t n, float inverse, float min, float low, float high,
-                      float *q)
+INLINE void round_all(const float *restrict x, uint32_t n, float inverse, float min, float low,
+                      float high, float *restrict q)
 {
     for (uint32_t i = 0; i < n; i++) {
         const float value = (x[i] - min) * inverse;
