@@ -5,8 +5,10 @@
  * order; results may be read on the host after backend_sync.
  *
  * Threads: one owner thread calls a backend. A CPU backend runs each op on its own pool of
- * thread_count threads (the caller is one of them) and returns when the op is done.
- * Memory: weight_load copies its data (repacked), so the mapped file behind it may be dropped. Ops
+ * thread_count threads (the caller is one of them) and returns when the op is done. While no op
+ * runs, several threads may call mem_alloc, upload, weight_open and weight_fill at once: for
+ * different weights, for different matrices of one, or for different memory.
+ * Memory: upload and weight_fill have copied data (repacked) when they return. Ops
  * keep working memory that grows to the largest call so far and is then reused; until then an op
  * may answer ODSI_ERR_NO_MEMORY.
  * Limits: the caller keeps to the shapes that ops.h states; they are asserted, since everything

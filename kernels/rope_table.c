@@ -174,17 +174,25 @@ void rope_table_frequencies(double *out, uint32_t half_dim, double base, double 
     }
 }
 
-void rope_table_fill(float *cos_out, float *sin_out, uint32_t position_count, uint32_t half_dim,
-                     const double *frequency, double amplitude)
+void rope_table_fill_from(float *cos_out, float *sin_out, uint32_t position_first,
+                          uint32_t position_count, uint32_t half_dim, const double *frequency,
+                          double amplitude)
 {
-    ODSI_ASSERT(position_count <= POSITIONS_MAX);
-    for (uint32_t i = 0; i < half_dim; i++) {
-        for (uint32_t position = 0; position < position_count; position++) {
+    ODSI_ASSERT(position_first <= POSITIONS_MAX);
+    ODSI_ASSERT(position_count <= POSITIONS_MAX - position_first);
+    for (uint32_t p = 0; p < position_count; p++) {
+        for (uint32_t i = 0; i < half_dim; i++) {
             uint32_t quadrant = 0;
-            const struct pair r = reduce((double)position * frequency[i], &quadrant);
-            const size_t at = (size_t)position * half_dim + i;
+            const struct pair r = reduce((double)(position_first + p) * frequency[i], &quadrant);
+            const size_t at = (size_t)p * half_dim + i;
             sin_out[at] = (float)(sin_in_quadrant(r, quadrant) * amplitude);
             cos_out[at] = (float)(sin_in_quadrant(r, (quadrant + 1) % 4u) * amplitude);
         }
     }
+}
+
+void rope_table_fill(float *cos_out, float *sin_out, uint32_t position_count, uint32_t half_dim,
+                     const double *frequency, double amplitude)
+{
+    rope_table_fill_from(cos_out, sin_out, 0, position_count, half_dim, frequency, amplitude);
 }

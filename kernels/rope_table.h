@@ -22,6 +22,11 @@ void rope_table_frequencies(double *out, uint32_t half_dim, double base, double 
 void rope_table_fill(float *cos_out, float *sin_out, uint32_t position_count, uint32_t half_dim,
                      const double *frequency, double amplitude);
 
+/* The same for position_count positions from position_first on; all of them are below 2^20. */
+void rope_table_fill_from(float *cos_out, float *sin_out, uint32_t position_first,
+                          uint32_t position_count, uint32_t half_dim, const double *frequency,
+                          double amplitude);
+
 /* Exposed for tests: within a few units in the last place of binary64. x in [0, 2^20]; base in
  * [1, 1e39], exponent in [-1, 1]. */
 double rope_table_sin(double x);

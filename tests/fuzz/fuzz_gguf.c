@@ -1,6 +1,6 @@
-/* Everything of worker/model that reads bytes it did not write: GGUF headers, the description of a
- * model in them, tokenizers and manifests. An input is tried as each of them. Whatever opens is
- * used, and a tokenizer must give a text back unless it has no token for some byte of it.
+/* Everything of worker/model that reads bytes it did not write: GGUF files up to weights on a
+ * backend, tokenizers and manifests. An input is tried as each of them. Whatever opens is used, and
+ * a tokenizer must give a text back unless it has no token for some byte of it.
  *
  * Run by `make fuzz`; the seeds are in tests/vectors/fuzz_gguf. */
 #include "common/base/assert.h"
@@ -8,10 +8,13 @@
 #include "worker/model/arch.h"
 #include "worker/model/gguf.h"
 #include "worker/model/manifest.h"
+#include "worker/model/model.h"
 #include "worker/model/tokenizer.h"
-#include "worker/model/vocab.h"
 
+#include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -43,10 +46,8 @@ static void count_key(void *context, struct gguf_text key, const char *value)
     *sum += key.size + strlen(value);
 }
 
-static void try_model(const struct gguf *gguf)
+static void try_header(const struct gguf *gguf)
 {
-    struct model_params params = {.dim = 0};
-    struct buf canonical;
     size_t sum = 0;
     gguf_visit_metadata(gguf, count_key, &sum);
     for (uint64_t i = 0; i < gguf_tensor_count(gguf); i++) {
@@ -55,18 +56,47 @@ static void try_model(const struct gguf *gguf)
         (void)bytes[0];
         (void)bytes[tensor->size - 1];
     }
-    buf_init(&canonical, TOKENIZER_CANONICAL_SIZE_MAX);
-    enum odsi_err err = vocab_canonical(gguf, &canonical, &params.vocab_size);
-    if (err == ODSI_OK)
-        try_tokenizer(canonical.data, canonical.size);
-    if (err == ODSI_OK)
-        err = arch_read(gguf, &params);
-    if (err == ODSI_OK)
-        err = arch_check(&params);
-    if (err == ODSI_OK)
-        err = arch_check_tensors(gguf, &params);
-    (void)err;
-    buf_free(&canonical);
+}
+
+static void try_weights(const struct model *model)
+{
+    const struct backend_config config = {.name = "scalar", .thread_count = 1};
+    const struct model_params *params = model_params_view(model);
+    struct backend *backend = NULL;
+    struct model_span *span = NULL;
+    enum odsi_err err = backend_open(&backend, &config);
+    ODSI_ASSERT(err == ODSI_OK);
+    err = model_span_open(&span, model, backend, 0, params->layer_count,
+                          params->context_length < 16 ? params->context_length : 16, NULL, NULL);
+    ODSI_ASSERT(err == ODSI_OK || err == ODSI_ERR_CORRUPT || err == ODSI_ERR_NO_MEMORY);
+    model_span_close(&span);
+    backend_close(&backend);
+}
+
+/* As a file, and as the only one of its model. */
+static void try_model(const uint8_t *data, size_t size)
+{
+    struct model *model = NULL;
+    char path[64];
+    const int fd = memfd_create("fuzz", MFD_CLOEXEC);
+    ODSI_ASSERT(fd >= 0);
+    const ssize_t written = write(fd, data, size);
+    ODSI_ASSERT(written == (ssize_t)size);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    if (model_open(&model, path, NULL, NULL, NULL) == ODSI_OK) {
+        const uint8_t *bytes;
+        size_t bytes_size;
+        struct model_params params;
+        struct digest digest;
+        model_tokenizer_view(model, &bytes, &bytes_size);
+        try_tokenizer(bytes, bytes_size);
+        model_manifest_view(model, &bytes, &bytes_size);
+        const enum odsi_err err = manifest_read(bytes, bytes_size, &params, &digest);
+        ODSI_ASSERT(err == ODSI_OK);
+        try_weights(model);
+    }
+    model_close(&model);
+    close(fd);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -75,8 +105,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct model_params params;
     struct digest digest;
     if (gguf_open_memory(&gguf, data, size) == ODSI_OK)
-        try_model(gguf);
+        try_header(gguf);
     gguf_close(&gguf);
+    try_model(data, size);
     try_tokenizer(data, size);
     if (manifest_read(data, size, &params, &digest) == ODSI_OK)
         ODSI_ASSERT(arch_check(&params) == ODSI_OK);

@@ -69,7 +69,7 @@ enum odsi_err measure_engine(struct measure *out, struct engine *engine,
 {
     struct probe probe = {.engine = engine};
     const uint32_t limit =
-        span->rope.position_count < CHUNK_TOKENS ? span->rope.position_count : CHUNK_TOKENS;
+        span->position_count < CHUNK_TOKENS ? span->position_count : CHUNK_TOKENS;
     memset(out, 0, sizeof *out);
     enum odsi_err err =
         engine_session_open(&probe.session, engine, span->layer_first, span->layer_end, limit);

@@ -1,361 +1,444 @@
 #include "worker/model/arch.h"
 
 #include "common/base/alloc.h"
+#include "common/base/assert.h"
 #include "common/base/limits.h"
 #include "kernels/det.h"
+#include "kernels/quant.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-#define PREFIX "llama."
+#define FEATURES_ALL                                                                               \
+    (MODEL_QKV_BIAS | MODEL_QK_NORM | MODEL_POST_NORMS | MODEL_NORM_PLUS_ONE | MODEL_ROPE_FACTORS)
+#define FACTOR_MAX 1e6f /* of scalings: far from what any model has and from overflow */
 
-/* What to do about each metadata key of the architecture. One that is not in this table may change
- * what the model computes, and computing something else silently is worse than refusing. */
-enum rule {
-    RULE_NUMBER, /* read below */
-    RULE_IGNORE, /* says nothing about the arithmetic of this build */
-    RULE_ZERO,   /* a feature that is off when 0 */
-    RULE_ONE,    /* a factor that changes nothing when 1 (or 0: not set) */
-    RULE_TRUE,
-    RULE_SCALING, /* the name of a scaling: none, or linear, whose factor must be 1 */
+const char *arch_name(const struct model_params *params)
+{
+    switch (params->arch) {
+    case MODEL_ARCH_LLAMA:
+        return "llama";
+    case MODEL_ARCH_QWEN2:
+        return "qwen2";
+    case MODEL_ARCH_QWEN3:
+        return params->expert_count ? "qwen3moe" : "qwen3";
+    case MODEL_ARCH_GEMMA2:
+        return "gemma2";
+    case MODEL_ARCH_GEMMA3:
+        return "gemma3";
+    case MODEL_ARCH_PHI3:
+        return "phi3";
+    }
+    return "unknown";
+}
+
+/* ---- hyper-parameters ----------------------------------------------------------------------- */
+
+struct number {
+    const char *what;
+    uint32_t value;
+    uint32_t min;
+    uint32_t max;
 };
 
-static const struct {
-    const char *key;
-    enum rule rule;
-} rules[] = {
-    {PREFIX "vocab_size", RULE_NUMBER},
-    {PREFIX "context_length", RULE_NUMBER},
-    {PREFIX "embedding_length", RULE_NUMBER},
-    {PREFIX "block_count", RULE_NUMBER},
-    {PREFIX "feed_forward_length", RULE_NUMBER},
-    {PREFIX "attention.head_count", RULE_NUMBER},
-    {PREFIX "attention.head_count_kv", RULE_NUMBER},
-    {PREFIX "attention.key_length", RULE_NUMBER},
-    {PREFIX "attention.value_length", RULE_NUMBER},
-    {PREFIX "attention.layer_norm_rms_epsilon", RULE_NUMBER},
-    {PREFIX "rope.dimension_count", RULE_NUMBER},
-    {PREFIX "rope.freq_base", RULE_NUMBER},
-    {PREFIX "rope.scaling.original_context_length", RULE_IGNORE},
-    {PREFIX "rope.scaling.finetuned", RULE_IGNORE},
-    {PREFIX "tensor_data_layout", RULE_IGNORE},
-    {PREFIX "attention.causal", RULE_TRUE},
-    {PREFIX "attention.sliding_window", RULE_ZERO},
-    {PREFIX "expert_count", RULE_ZERO},
-    {PREFIX "expert_used_count", RULE_ZERO},
-    {PREFIX "rope.scaling.type", RULE_SCALING},
-    {PREFIX "rope.scaling.factor", RULE_ONE},
-    {PREFIX "rope.scaling.attn_factor", RULE_ONE},
-    {PREFIX "rope.scale_linear", RULE_ONE},
-    {PREFIX "embedding_scale", RULE_ONE},
-    {PREFIX "residual_scale", RULE_ONE},
-    {PREFIX "logit_scale", RULE_ONE},
-};
-
-/* A number of whatever type; NaN when it is none. */
-static float number_of(const struct gguf *gguf, const char *key)
+static enum odsi_err check_numbers(const struct number *numbers, size_t count)
 {
-    float value;
-    uint32_t whole;
-    if (gguf_get_f32(gguf, key, &value) == ODSI_OK)
-        return value;
-    if (gguf_get_u32(gguf, key, &whole) == ODSI_OK)
-        return (float)whole;
-    return __builtin_nanf("");
-}
-
-static int rule_holds(const struct gguf *gguf, const char *key, enum rule rule)
-{
-    struct gguf_text text;
-    int flag;
-    switch (rule) {
-    case RULE_NUMBER:
-    case RULE_IGNORE:
-        return 1;
-    case RULE_ZERO:
-        return number_of(gguf, key) == 0.0f;
-    case RULE_ONE:
-        return number_of(gguf, key) == 1.0f || number_of(gguf, key) == 0.0f;
-    case RULE_TRUE:
-        return gguf_get_bool(gguf, key, &flag) == ODSI_OK && flag;
-    case RULE_SCALING:
-        return gguf_get_text(gguf, key, &text) == ODSI_OK &&
-               (gguf_text_is(text, "none") || gguf_text_is(text, "linear"));
-    }
-    return 0;
-}
-
-static enum odsi_err check_key(const struct gguf *gguf, struct gguf_text key)
-{
-    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++)
-        if (gguf_text_is(key, rules[i].key)) {
-            if (rule_holds(gguf, rules[i].key, rules[i].rule))
-                return ODSI_OK;
-            return odsi_fail(ODSI_ERR_UNSUPPORTED, "%s has a value that is not supported",
-                             rules[i].key);
-        }
-    return odsi_fail(ODSI_ERR_UNSUPPORTED,
-                     "%.*s is not known to this build and may change what the model computes",
-                     (int)key.size, key.data);
-}
-
-static enum odsi_err check_keys(const struct gguf *gguf)
-{
-    struct gguf_text text;
-    uint32_t parts;
-    enum odsi_err err = gguf_get_text(gguf, "general.architecture", &text);
-    if (err != ODSI_OK)
-        return err == ODSI_ERR_NOT_FOUND ? ODSI_ERR_CORRUPT : err;
-    if (!gguf_text_is(text, "llama"))
-        return odsi_fail(ODSI_ERR_UNSUPPORTED,
-                         "general.architecture is not \"llama\", the one that is supported");
-    if (gguf_get_text(gguf, "general.type", &text) == ODSI_OK && !gguf_text_is(text, "model"))
-        return odsi_fail(ODSI_ERR_UNSUPPORTED, "general.type says that this is not a model");
-    if (gguf_get_u32(gguf, "split.count", &parts) == ODSI_OK && parts > 1)
-        return odsi_fail(ODSI_ERR_UNSUPPORTED,
-                         "the model is split over %" PRIu32 " files; merge them first", parts);
-    for (uint64_t i = 0;; i++) {
-        const struct gguf_text key = gguf_key_at(gguf, i);
-        if (!key.data)
-            return ODSI_OK;
-        if (key.size < sizeof PREFIX - 1 || memcmp(key.data, PREFIX, sizeof PREFIX - 1) != 0)
-            continue;
-        err = check_key(gguf, key);
-        if (err != ODSI_OK)
-            return err;
-    }
-}
-
-static enum odsi_err required_u32(const struct gguf *gguf, const char *key, uint32_t *out)
-{
-    const enum odsi_err err = gguf_get_u32(gguf, key, out);
-    return err == ODSI_ERR_NOT_FOUND ? ODSI_ERR_CORRUPT : err; /* the sentence names the key */
-}
-
-/* *out keeps its value when there is no such key. */
-static enum odsi_err optional_u32(const struct gguf *gguf, const char *key, uint32_t *out)
-{
-    const enum odsi_err err = gguf_get_u32(gguf, key, out);
-    return err == ODSI_ERR_NOT_FOUND ? ODSI_OK : err;
-}
-
-static enum odsi_err read_counts(const struct gguf *gguf, struct model_params *out)
-{
-    enum odsi_err err = required_u32(gguf, PREFIX "context_length", &out->context_length);
-    if (err == ODSI_OK)
-        err = required_u32(gguf, PREFIX "embedding_length", &out->dim);
-    if (err == ODSI_OK)
-        err = required_u32(gguf, PREFIX "block_count", &out->layer_count);
-    if (err == ODSI_OK)
-        err = required_u32(gguf, PREFIX "feed_forward_length", &out->ffn_dim);
-    if (err == ODSI_OK)
-        err = required_u32(gguf, PREFIX "attention.head_count", &out->head_count);
-    if (err != ODSI_OK)
-        return err;
-    out->kv_head_count = out->head_count;
-    return optional_u32(gguf, PREFIX "attention.head_count_kv", &out->kv_head_count);
-}
-
-/* Three keys speak of the size of a head; all that are there must agree. */
-static enum odsi_err read_head_dim(const struct gguf *gguf, struct model_params *out)
-{
-    if (out->head_count == 0)
-        return odsi_fail(ODSI_ERR_CORRUPT, PREFIX "attention.head_count is 0");
-    out->head_dim = out->dim / out->head_count;
-    const uint32_t from_dim = out->dim % out->head_count == 0 ? out->head_dim : 0;
-    enum odsi_err err = optional_u32(gguf, PREFIX "attention.key_length", &out->head_dim);
-    uint32_t value_length = out->head_dim;
-    uint32_t rotated = out->head_dim;
-    if (err == ODSI_OK)
-        err = optional_u32(gguf, PREFIX "attention.value_length", &value_length);
-    if (err == ODSI_OK)
-        err = optional_u32(gguf, PREFIX "rope.dimension_count", &rotated);
-    if (err != ODSI_OK)
-        return err;
-    uint32_t stated;
-    if (from_dim == 0 && gguf_get_u32(gguf, PREFIX "attention.key_length", &stated) != ODSI_OK)
-        return odsi_fail(ODSI_ERR_CORRUPT,
-                         "%" PRIu32 " heads do not divide a dimension of %" PRIu32, out->head_count,
-                         out->dim);
-    if (value_length != out->head_dim)
-        return odsi_fail(ODSI_ERR_UNSUPPORTED,
-                         PREFIX "attention.value_length %" PRIu32 " is not the key length %" PRIu32,
-                         value_length, out->head_dim);
-    if (rotated != out->head_dim)
-        return odsi_fail(ODSI_ERR_UNSUPPORTED,
-                         PREFIX "rope.dimension_count %" PRIu32
-                                " is not the whole head of %" PRIu32,
-                         rotated, out->head_dim);
+    for (size_t i = 0; i < count; i++)
+        if (numbers[i].value < numbers[i].min || numbers[i].value > numbers[i].max)
+            return odsi_fail(ODSI_ERR_CORRUPT,
+                             "the model's %s is %" PRIu32 ", not within %" PRIu32 " to %" PRIu32,
+                             numbers[i].what, numbers[i].value, numbers[i].min, numbers[i].max);
     return ODSI_OK;
 }
 
-enum odsi_err arch_read(const struct gguf *gguf, struct model_params *out)
+static enum odsi_err check_counts(const struct model_params *p)
 {
-    enum odsi_err err = check_keys(gguf);
-    if (err != ODSI_OK)
-        return err;
-    out->arch = MODEL_ARCH_LLAMA;
-    err = read_counts(gguf, out);
-    if (err == ODSI_OK)
-        err = read_head_dim(gguf, out);
-    if (err != ODSI_OK)
-        return err;
-    err = gguf_get_f32(gguf, PREFIX "attention.layer_norm_rms_epsilon", &out->rms_eps);
-    if (err != ODSI_OK)
-        return err == ODSI_ERR_NOT_FOUND ? ODSI_ERR_CORRUPT : err;
-    out->rope_base = 10000.0f; /* what llama files without the key mean */
-    err = gguf_get_f32(gguf, PREFIX "rope.freq_base", &out->rope_base);
-    out->act = ACT_SILU;
-    out->rope_style = ROPE_PAIRS;
-    out->rope_dim = out->head_dim;
-    out->rope_base_windowed = out->rope_base;
-    out->rope_linear = out->rope_amplitude = out->embed_scale = 1.0f;
-    out->attention_scale = 1.0f / det_sqrt((float)out->head_dim);
-    return err == ODSI_ERR_NOT_FOUND ? ODSI_OK : err;
+    const struct number numbers[] = {
+        {"architecture", (uint32_t)p->arch, MODEL_ARCH_LLAMA, MODEL_ARCH_PHI3},
+        {"dimension", p->dim, 1, LIMIT_DIM_MAX},
+        {"number of layers", p->layer_count, 1, LIMIT_LAYERS_MAX},
+        {"number of heads", p->head_count, 1, LIMIT_HEADS_MAX},
+        {"number of key-value heads", p->kv_head_count, 1, LIMIT_HEADS_MAX},
+        {"head size", p->head_dim, 2, LIMIT_HEAD_DIM_MAX},
+        {"feed-forward dimension", p->ffn_dim, 1, LIMIT_FFN_MAX},
+        {"vocabulary", p->vocab_size, 1, LIMIT_VOCAB_MAX},
+        {"context length", p->context_length, 1, LIMIT_CONTEXT_MAX},
+        {"number of experts", p->expert_count, 0, LIMIT_EXPERTS_MAX},
+        {"number of experts used", p->expert_used_count, p->expert_count ? 1 : 0,
+         p->expert_count < LIMIT_EXPERTS_USED_MAX ? p->expert_count : LIMIT_EXPERTS_USED_MAX},
+        {"set of features", p->features, 0, FEATURES_ALL},
+        {"activation", p->act, ACT_SILU, ACT_GELU_TANH},
+        {"rotation style", p->rope_style, ROPE_PAIRS, ROPE_HALVES},
+        {"number of rotated dimensions", p->rope_dim, 2, p->head_dim},
+        {"attention window", p->window, 0, LIMIT_CONTEXT_MAX},
+        {"period of windowed layers", p->window_period, 0, LIMIT_LAYERS_MAX},
+    };
+    return check_numbers(numbers, sizeof numbers / sizeof numbers[0]);
 }
 
-static enum odsi_err check_range(const char *what, uint32_t value, uint32_t max)
+static enum odsi_err check_fit(const struct model_params *p)
 {
-    if (value >= 1 && value <= max)
-        return ODSI_OK;
-    return odsi_fail(ODSI_ERR_CORRUPT, "the model's %s is %" PRIu32 ", not within 1 to %" PRIu32,
-                     what, value, max);
+    if (p->rope_dim % 2 != 0)
+        return odsi_fail(ODSI_ERR_CORRUPT, "%" PRIu32 " dimensions cannot be rotated in pairs",
+                         p->rope_dim);
+    if (p->head_count * p->head_dim > LIMIT_DIM_MAX)
+        return odsi_fail(ODSI_ERR_CORRUPT, "%" PRIu32 " heads of %" PRIu32 " are more than %u",
+                         p->head_count, p->head_dim, LIMIT_DIM_MAX);
+    if (p->head_count % p->kv_head_count != 0)
+        return odsi_fail(ODSI_ERR_CORRUPT,
+                         "%" PRIu32 " heads cannot share %" PRIu32 " key-value heads evenly",
+                         p->head_count, p->kv_head_count);
+    return ODSI_OK;
+}
+
+/* The comparisons are such that a NaN fails. */
+static enum odsi_err check_factors(const struct model_params *p)
+{
+    const float tiny = 1.0f / FACTOR_MAX;
+    const struct {
+        const char *what;
+        float value;
+        float min;
+        float max;
+    } factors[] = {
+        {"norm's epsilon", p->rms_eps, 1e-30f, 1.0f},
+        {"rotation base", p->rope_base, 1.0f, 1e12f},
+        {"rotation base of windowed layers", p->rope_base_windowed, 1.0f, 1e12f},
+        {"rotation's linear factor", p->rope_linear, 1.0f, FACTOR_MAX},
+        {"rotation's amplitude", p->rope_amplitude, tiny, FACTOR_MAX},
+        {"factor of the embedding", p->embed_scale, tiny, FACTOR_MAX},
+        {"factor of the attention scores", p->attention_scale, tiny, FACTOR_MAX},
+        {"softcap of the attention scores", p->attention_softcap, 0.0f, FACTOR_MAX},
+        {"softcap of the logits", p->logit_softcap, 0.0f, FACTOR_MAX},
+    };
+    for (size_t i = 0; i < sizeof factors / sizeof factors[0]; i++)
+        if (!(factors[i].value >= factors[i].min && factors[i].value <= factors[i].max))
+            return odsi_fail(ODSI_ERR_CORRUPT, "the model's %s is %g, not within %g to %g",
+                             factors[i].what, (double)factors[i].value, (double)factors[i].min,
+                             (double)factors[i].max);
+    /* A cap so small that x / cap overflows would turn ordinary scores into errors. */
+    if ((p->attention_softcap > 0.0f && p->attention_softcap < tiny) ||
+        (p->logit_softcap > 0.0f && p->logit_softcap < tiny))
+        return odsi_fail(ODSI_ERR_CORRUPT, "the model's softcap is almost 0");
+    return ODSI_OK;
 }
 
 enum odsi_err arch_check(const struct model_params *params)
 {
-    const struct {
-        const char *what;
-        uint32_t value;
-        uint32_t max;
-    } ranges[] = {
-        {"dimension", params->dim, LIMIT_DIM_MAX},
-        {"number of layers", params->layer_count, LIMIT_LAYERS_MAX},
-        {"number of heads", params->head_count, LIMIT_HEADS_MAX},
-        {"number of key-value heads", params->kv_head_count, LIMIT_HEADS_MAX},
-        {"head size", params->head_dim, LIMIT_HEAD_DIM_MAX},
-        {"feed-forward dimension", params->ffn_dim, LIMIT_FFN_MAX},
-        {"vocabulary", params->vocab_size, LIMIT_VOCAB_MAX},
-        {"context length", params->context_length, LIMIT_CONTEXT_MAX},
+    enum odsi_err err = check_counts(params);
+    if (err == ODSI_OK)
+        err = check_fit(params);
+    if (err == ODSI_OK)
+        err = check_factors(params);
+    return err;
+}
+
+/* ---- roles ---------------------------------------------------------------------------------- */
+
+static const struct role {
+    const char *stem; /* of the tensor's name */
+    const char *kind;
+    uint32_t features; /* that models with the role have; 0: all */
+} roles[ARCH_ROLE_COUNT] = {
+    [ARCH_EMBED] = {"token_embd", "weight", 0},
+    [ARCH_OUTPUT_NORM] = {"output_norm", "weight", 0},
+    [ARCH_OUTPUT] = {"output", "weight", 0},
+    [ARCH_ROPE_FACTORS] = {"rope_freqs", "weight", MODEL_ROPE_FACTORS},
+    [ARCH_ATTN_NORM] = {"attn_norm", "weight", 0},
+    [ARCH_Q] = {"attn_q", "weight", 0},
+    [ARCH_K] = {"attn_k", "weight", 0},
+    [ARCH_V] = {"attn_v", "weight", 0},
+    [ARCH_Q_BIAS] = {"attn_q", "bias", MODEL_QKV_BIAS},
+    [ARCH_K_BIAS] = {"attn_k", "bias", MODEL_QKV_BIAS},
+    [ARCH_V_BIAS] = {"attn_v", "bias", MODEL_QKV_BIAS},
+    [ARCH_Q_NORM] = {"attn_q_norm", "weight", MODEL_QK_NORM},
+    [ARCH_K_NORM] = {"attn_k_norm", "weight", MODEL_QK_NORM},
+    [ARCH_O] = {"attn_output", "weight", 0},
+    [ARCH_ATTN_POST_NORM] = {"post_attention_norm", "weight", MODEL_POST_NORMS},
+    [ARCH_FFN_NORM] = {"ffn_norm", "weight", 0},
+    [ARCH_ROUTER] = {"ffn_gate_inp", "weight", 0},
+    [ARCH_GATE] = {"ffn_gate", "weight", 0},
+    [ARCH_UP] = {"ffn_up", "weight", 0},
+    [ARCH_DOWN] = {"ffn_down", "weight", 0},
+    [ARCH_FFN_POST_NORM] = {"post_ffw_norm", "weight", MODEL_POST_NORMS},
+};
+
+static int is_expert_role(const struct model_params *p, enum arch_role role)
+{
+    return p->expert_count > 0 && (role == ARCH_GATE || role == ARCH_UP || role == ARCH_DOWN);
+}
+
+static void set_shape(const struct model_params *p, enum arch_role role, struct arch_tensor *out)
+{
+    const uint32_t q_dim = p->head_count * p->head_dim;
+    const uint32_t kv_dim = p->kv_head_count * p->head_dim;
+    /* rows 0: a vector */
+    const uint32_t shapes[ARCH_ROLE_COUNT][2] = {
+        [ARCH_EMBED] = {p->vocab_size, p->dim},
+        [ARCH_OUTPUT_NORM] = {0, p->dim},
+        [ARCH_OUTPUT] = {p->vocab_size, p->dim},
+        [ARCH_ROPE_FACTORS] = {0, p->rope_dim / 2},
+        [ARCH_ATTN_NORM] = {0, p->dim},
+        [ARCH_Q] = {q_dim, p->dim},
+        [ARCH_K] = {kv_dim, p->dim},
+        [ARCH_V] = {kv_dim, p->dim},
+        [ARCH_Q_BIAS] = {0, q_dim},
+        [ARCH_K_BIAS] = {0, kv_dim},
+        [ARCH_V_BIAS] = {0, kv_dim},
+        [ARCH_Q_NORM] = {0, p->head_dim},
+        [ARCH_K_NORM] = {0, p->head_dim},
+        [ARCH_O] = {p->dim, q_dim},
+        [ARCH_ATTN_POST_NORM] = {0, p->dim},
+        [ARCH_FFN_NORM] = {0, p->dim},
+        [ARCH_ROUTER] = {p->expert_count, p->dim},
+        [ARCH_GATE] = {p->ffn_dim, p->dim},
+        [ARCH_UP] = {p->ffn_dim, p->dim},
+        [ARCH_DOWN] = {p->dim, p->ffn_dim},
+        [ARCH_FFN_POST_NORM] = {0, p->dim},
     };
-    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
-        const enum odsi_err err = check_range(ranges[i].what, ranges[i].value, ranges[i].max);
+    out->is_vector = shapes[role][0] == 0;
+    out->rows = out->is_vector ? 1 : shapes[role][0];
+    out->cols = shapes[role][1];
+    out->matrix_count = is_expert_role(p, role) ? p->expert_count : 1;
+}
+
+int arch_tensor_of(const struct model_params *params, enum arch_role role, uint32_t layer,
+                   struct arch_tensor *out)
+{
+    if ((roles[role].features & params->features) != roles[role].features ||
+        (role == ARCH_ROUTER && params->expert_count == 0))
+        return 0;
+    set_shape(params, role, out);
+    const char *experts = out->matrix_count > 1 || is_expert_role(params, role) ? "_exps" : "";
+    if (role < ARCH_ROLE_LAYER_FIRST)
+        snprintf(out->name, sizeof out->name, "%s.%s", roles[role].stem, roles[role].kind);
+    else
+        snprintf(out->name, sizeof out->name, "blk.%" PRIu32 ".%s%s.%s", layer, roles[role].stem,
+                 experts, roles[role].kind);
+    return 1;
+}
+
+/* ---- pieces --------------------------------------------------------------------------------- */
+
+const struct source_tensor *arch_find(const struct source *source, const char *name)
+{
+    uint32_t low = 0, high = source->tensor_count;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2;
+        const int order = strcmp(name, source->tensors[middle].name);
+        if (order == 0)
+            return &source->tensors[middle];
+        if (order < 0)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return NULL;
+}
+
+/* A tensor that a file should have, and which of its rows a role takes. */
+struct want {
+    char name[64];
+    uint32_t dim_count;
+    uint64_t dims[4];
+    struct arch_piece piece;
+};
+
+static const struct source_tensor *find_in_layer(const struct source *source, uint32_t layer,
+                                                 const char *stem, struct want *out)
+{
+    snprintf(out->name, sizeof out->name, "blk.%" PRIu32 ".%s.weight", layer, stem);
+    return arch_find(source, out->name);
+}
+
+/* Whether the layer has a tensor for one of these roles alone. A tensor of several roles is only
+ * taken where none of them has its own, so that all of its rows are used. */
+static int has_own(const struct source *source, uint32_t layer, const enum arch_role *role,
+                   size_t count)
+{
+    struct want unused;
+    for (size_t i = 0; i < count; i++)
+        if (find_in_layer(source, layer, roles[role[i]].stem, &unused))
+            return 1;
+    return 0;
+}
+
+/* q, k and v one behind another. */
+static int want_of_qkv(const struct source *source, enum arch_role role, uint32_t layer,
+                       struct want *out)
+{
+    static const enum arch_role parts[] = {ARCH_Q, ARCH_K, ARCH_V};
+    const struct model_params *p = &source->params;
+    const uint64_t q_dim = p->head_count * p->head_dim;
+    const uint64_t kv_dim = p->kv_head_count * p->head_dim;
+    struct want fused = *out;
+    fused.piece.tensor = find_in_layer(source, layer, "attn_qkv", &fused);
+    if (!fused.piece.tensor || has_own(source, layer, parts, 3))
+        return 0;
+    fused.dims[1] = q_dim + 2 * kv_dim;
+    fused.piece.row_first = role == ARCH_Q ? 0 : role == ARCH_K ? q_dim : q_dim + kv_dim;
+    *out = fused;
+    return 1;
+}
+
+/* The gate and, behind it, up: ffn_up of twice the rows, as llama.cpp writes phi3. */
+static int want_of_gate_up(const struct source *source, enum arch_role role, uint32_t layer,
+                           struct want *out)
+{
+    static const enum arch_role gate = ARCH_GATE;
+    const uint32_t ffn_dim = source->params.ffn_dim;
+    struct want fused = *out;
+    fused.piece.tensor = find_in_layer(source, layer, "ffn_up", &fused);
+    if (!fused.piece.tensor || fused.piece.tensor->dims[1] != 2 * (uint64_t)ffn_dim ||
+        has_own(source, layer, &gate, 1))
+        return 0;
+    fused.dims[1] = 2 * (uint64_t)ffn_dim;
+    fused.piece.row_first = role == ARCH_GATE ? 0 : ffn_dim;
+    *out = fused;
+    return 1;
+}
+
+/* The tensor of one expert, where each has its own. */
+static int want_expert(const struct source *source, enum arch_role role, uint32_t layer,
+                       uint32_t expert, struct want *out)
+{
+    struct want own = *out;
+    snprintf(own.name, sizeof own.name, "blk.%" PRIu32 ".%s.%" PRIu32 ".weight", layer,
+             roles[role].stem, expert);
+    own.piece.tensor = arch_find(source, own.name);
+    if (!own.piece.tensor && expert == 0)
+        return 0; /* then none has, and what is missing is the tensor of all */
+    own.dim_count = 2;
+    own.dims[2] = 1;
+    own.piece.row_count = own.dims[1];
+    own.piece.row_to = expert * own.dims[1];
+    *out = own;
+    return 1;
+}
+
+/* The index-th tensor of a role. Returns 0 behind the last one; piece.tensor is NULL when the
+ * source does not have it. */
+static int want_at(const struct source *source, enum arch_role role, uint32_t layer, uint32_t index,
+                   struct want *out)
+{
+    struct arch_tensor plain;
+    memset(out, 0, sizeof *out);
+    if (!arch_tensor_of(&source->params, role, layer, &plain))
+        return 0;
+    const int has_experts = is_expert_role(&source->params, role);
+    memcpy(out->name, plain.name, sizeof out->name);
+    out->dim_count = plain.is_vector ? 1 : has_experts ? 3 : 2;
+    out->dims[0] = plain.cols;
+    out->dims[1] = plain.rows;
+    out->dims[2] = plain.matrix_count;
+    out->dims[3] = 1;
+    out->piece.tensor = arch_find(source, plain.name);
+    out->piece.row_count = (uint64_t)plain.rows * plain.matrix_count;
+    if (!out->piece.tensor && has_experts && index < plain.matrix_count)
+        return want_expert(source, role, layer, index, out) || index == 0;
+    if (index > 0)
+        return 0;
+    if (role == ARCH_Q || role == ARCH_K || role == ARCH_V)
+        (void)want_of_qkv(source, role, layer, out);
+    if (!has_experts && (role == ARCH_GATE || role == ARCH_UP))
+        (void)want_of_gate_up(source, role, layer, out);
+    return 1;
+}
+
+int arch_piece_at(const struct source *source, enum arch_role role, uint32_t layer, uint32_t index,
+                  struct arch_piece *out)
+{
+    struct want want;
+    if (!want_at(source, role, layer, index, &want) || !want.piece.tensor)
+        return 0;
+    *out = want.piece;
+    return 1;
+}
+
+/* ---- checking a source ---------------------------------------------------------------------- */
+
+static enum odsi_err check_shape(const struct source_tensor *tensor, const struct want *want)
+{
+    if (tensor->dim_count == want->dim_count &&
+        memcmp(tensor->dims, want->dims, sizeof want->dims) == 0)
+        return ODSI_OK;
+    if (want->dim_count == 3 || tensor->dim_count > 2)
+        return odsi_fail(ODSI_ERR_CORRUPT,
+                         "tensor %s is [%" PRIu64 "][%" PRIu64 "][%" PRIu64 "], not [%" PRIu64
+                         "][%" PRIu64 "][%" PRIu64 "]",
+                         want->name, tensor->dims[2], tensor->dims[1], tensor->dims[0],
+                         want->dims[2], want->dims[1], want->dims[0]);
+    return odsi_fail(ODSI_ERR_CORRUPT,
+                     "tensor %s is [%" PRIu64 "][%" PRIu64 "], not [%" PRIu64 "][%" PRIu64 "]",
+                     want->name, tensor->dims[1], tensor->dims[0], want->dims[1], want->dims[0]);
+}
+
+static enum odsi_err check_type(const struct source_tensor *tensor, const struct want *want)
+{
+    if (!quant_is_known(tensor->type))
+        return odsi_fail(ODSI_ERR_UNSUPPORTED, "tensor %s has a type that this build does not take",
+                         want->name);
+    if (want->dim_count > 1 || !quant_is_quantized(tensor->type))
+        return ODSI_OK;
+    return odsi_fail(ODSI_ERR_UNSUPPORTED,
+                     "tensor %s is %s; this build takes f32, f16 and bf16 for a vector", want->name,
+                     quant_name(tensor->type));
+}
+
+/* Checks the tensors of one role and marks them as known. */
+static enum odsi_err check_role(const struct source *source, enum arch_role role, uint32_t layer,
+                                uint8_t *known)
+{
+    struct want want;
+    const struct source_tensor *first = NULL;
+    for (uint32_t index = 0; want_at(source, role, layer, index, &want); index++) {
+        const struct source_tensor *tensor = want.piece.tensor;
+        if (!tensor && role == ARCH_OUTPUT)
+            return ODSI_OK;
+        if (!tensor)
+            return odsi_fail(ODSI_ERR_CORRUPT, "tensor %s is missing", want.name);
+        known[tensor - source->tensors] = 1;
+        enum odsi_err err = check_shape(tensor, &want);
+        if (err == ODSI_OK)
+            err = check_type(tensor, &want);
         if (err != ODSI_OK)
             return err;
+        if (first && tensor->type != first->type)
+            return odsi_fail(ODSI_ERR_UNSUPPORTED,
+                             "tensors %s and %s are %s and %s; the experts of a layer must have "
+                             "one type",
+                             first->name, tensor->name, quant_name(first->type),
+                             quant_name(tensor->type));
+        first = tensor;
     }
-    if (params->arch != MODEL_ARCH_LLAMA)
-        return odsi_fail(ODSI_ERR_CORRUPT, "architecture %d does not exist", (int)params->arch);
-    if (params->head_dim % 2 != 0)
-        return odsi_fail(ODSI_ERR_CORRUPT, "a head of %" PRIu32 " cannot be rotated in pairs",
-                         params->head_dim);
-    if (params->head_count * params->head_dim > LIMIT_DIM_MAX)
-        return odsi_fail(ODSI_ERR_CORRUPT, "%" PRIu32 " heads of %" PRIu32 " are more than %u",
-                         params->head_count, params->head_dim, LIMIT_DIM_MAX);
-    if (params->head_count % params->kv_head_count != 0)
-        return odsi_fail(ODSI_ERR_CORRUPT,
-                         "%" PRIu32 " heads cannot share %" PRIu32 " key-value heads evenly",
-                         params->head_count, params->kv_head_count);
-    if (!(params->rms_eps > 0.0f && params->rms_eps <= 1.0f))
-        return odsi_fail(ODSI_ERR_CORRUPT, "the norm's epsilon is %g, not within 0 to 1",
-                         (double)params->rms_eps);
-    if (!(params->rope_base >= 1.0f && params->rope_base <= 1e12f))
-        return odsi_fail(ODSI_ERR_CORRUPT, "the rotation base is %g, not within 1 to 1e12",
-                         (double)params->rope_base);
     return ODSI_OK;
-}
-
-void arch_tensor_of(const struct model_params *params, enum arch_role role, uint32_t layer,
-                    struct arch_tensor *out)
-{
-    static const char *const stems[ARCH_ROLE_COUNT] = {
-        "token_embd", "output_norm", "output",   "attn_norm", "attn_q", "attn_k",
-        "attn_v",     "attn_output", "ffn_norm", "ffn_gate",  "ffn_up", "ffn_down",
-    };
-    const uint32_t q_dim = params->head_count * params->head_dim;
-    const uint32_t kv_dim = params->kv_head_count * params->head_dim;
-    const uint32_t shapes[ARCH_ROLE_COUNT][2] = {
-        [ARCH_EMBED] = {params->vocab_size, params->dim},
-        [ARCH_OUTPUT_NORM] = {1, params->dim},
-        [ARCH_OUTPUT] = {params->vocab_size, params->dim},
-        [ARCH_ATTN_NORM] = {1, params->dim},
-        [ARCH_Q] = {q_dim, params->dim},
-        [ARCH_K] = {kv_dim, params->dim},
-        [ARCH_V] = {kv_dim, params->dim},
-        [ARCH_O] = {params->dim, q_dim},
-        [ARCH_FFN_NORM] = {1, params->dim},
-        [ARCH_GATE] = {params->ffn_dim, params->dim},
-        [ARCH_UP] = {params->ffn_dim, params->dim},
-        [ARCH_DOWN] = {params->dim, params->ffn_dim},
-    };
-    out->rows = shapes[role][0];
-    out->cols = shapes[role][1];
-    out->is_norm = role == ARCH_OUTPUT_NORM || role == ARCH_ATTN_NORM || role == ARCH_FFN_NORM;
-    if (role < ARCH_ROLE_LAYER_FIRST)
-        snprintf(out->name, sizeof out->name, "%s.weight", stems[role]);
-    else
-        snprintf(out->name, sizeof out->name, "blk.%" PRIu32 ".%s.weight", layer, stems[role]);
-}
-
-static enum odsi_err check_tensor(const struct gguf_tensor *tensor, const struct arch_tensor *want)
-{
-    const uint32_t dim_count = want->is_norm ? 1 : 2;
-    if (tensor->dim_count != dim_count || tensor->dims[0] != want->cols ||
-        tensor->dims[1] != want->rows)
-        return odsi_fail(ODSI_ERR_CORRUPT,
-                         "tensor %s is [%" PRIu64 "][%" PRIu64 "], not [%" PRIu32 "][%" PRIu32 "]",
-                         want->name, tensor->dims[1], tensor->dims[0], want->rows, want->cols);
-    if (want->is_norm ? tensor->ggml_type == TENSOR_F32
-                      : tensor->ggml_type == TENSOR_F32 || tensor->ggml_type == TENSOR_F16 ||
-                            tensor->ggml_type == TENSOR_Q8_0)
-        return ODSI_OK;
-    return odsi_fail(ODSI_ERR_UNSUPPORTED, "tensor %s is %s; this build takes %s", want->name,
-                     gguf_type_name(tensor->ggml_type),
-                     want->is_norm ? "F32 for a norm" : "F32, F16 and Q8_0");
-}
-
-/* Checks the tensor of this role and marks it as known. */
-static enum odsi_err find_tensor(const struct gguf *gguf, const struct model_params *params,
-                                 enum arch_role role, uint32_t layer, uint8_t *known)
-{
-    struct arch_tensor want;
-    arch_tensor_of(params, role, layer, &want);
-    const struct gguf_tensor *tensor = gguf_tensor_find(gguf, want.name);
-    if (tensor) {
-        known[tensor - gguf_tensor_at(gguf, 0)] = 1;
-        return check_tensor(tensor, &want);
-    }
-    if (role == ARCH_OUTPUT)
-        return ODSI_OK;
-    return odsi_fail(ODSI_ERR_CORRUPT, "tensor %s is missing", want.name);
 }
 
 /* A bias or a frequency table left out silently would give other answers than the model's. */
-static enum odsi_err refuse_unknown(const struct gguf *gguf, const uint8_t *known)
+static enum odsi_err refuse_unknown(const struct source *source, const uint8_t *known)
 {
-    for (uint64_t i = 0; i < gguf_tensor_count(gguf); i++) {
-        const struct gguf_text name = gguf_tensor_at(gguf, i)->name;
+    for (uint32_t i = 0; i < source->tensor_count; i++)
         if (!known[i])
             return odsi_fail(ODSI_ERR_UNSUPPORTED,
-                             "tensor %.*s is not part of a llama model as this build knows it",
-                             (int)name.size, name.data);
-    }
+                             "tensor %s is not part of a %s model as this build knows it",
+                             source->tensors[i].name, arch_name(&source->params));
     return ODSI_OK;
 }
 
-enum odsi_err arch_check_tensors(const struct gguf *gguf, const struct model_params *params)
+enum odsi_err arch_check_tensors(const struct source *source)
 {
     uint8_t *known = NULL;
-    enum odsi_err err = alloc_zeroed(&known, gguf_tensor_count(gguf), 1);
+    enum odsi_err err = alloc_zeroed(&known, source->tensor_count, 1);
     if (err != ODSI_OK)
         return err;
     for (uint32_t role = 0; role < ARCH_ROLE_COUNT && err == ODSI_OK; role++) {
-        const uint32_t layers = role < ARCH_ROLE_LAYER_FIRST ? 1 : params->layer_count;
+        const uint32_t layers = role < ARCH_ROLE_LAYER_FIRST ? 1 : source->params.layer_count;
         for (uint32_t layer = 0; layer < layers && err == ODSI_OK; layer++)
-            err = find_tensor(gguf, params, (enum arch_role)role, layer, known);
+            err = check_role(source, (enum arch_role)role, layer, known);
     }
     if (err == ODSI_OK)
-        err = refuse_unknown(gguf, known);
+        err = refuse_unknown(source, known);
     alloc_free(known);
     return err;
 }

@@ -2,6 +2,7 @@
 
 #include "common/base/alloc.h"
 #include "common/base/limits.h"
+#include "kernels/quant.h"
 #include "worker/model/gguf_value.h"
 
 #include <errno.h>
@@ -41,35 +42,47 @@ struct gguf {
     struct name_ref *tensors_by_name;
 };
 
-static const struct type_info {
-    const char *name; /* NULL: a number that is not in use */
-    uint32_t block;   /* elements */
-    uint32_t size;    /* bytes of one block */
-} types[] = {
-    [0] = {"F32", 1, 4},         [1] = {"F16", 1, 2},         [2] = {"Q4_0", 32, 18},
-    [3] = {"Q4_1", 32, 20},      [6] = {"Q5_0", 32, 22},      [7] = {"Q5_1", 32, 24},
-    [8] = {"Q8_0", 32, 34},      [9] = {"Q8_1", 32, 36},      [10] = {"Q2_K", 256, 84},
-    [11] = {"Q3_K", 256, 110},   [12] = {"Q4_K", 256, 144},   [13] = {"Q5_K", 256, 176},
-    [14] = {"Q6_K", 256, 210},   [15] = {"Q8_K", 256, 292},   [16] = {"IQ2_XXS", 256, 66},
-    [17] = {"IQ2_XS", 256, 74},  [18] = {"IQ3_XXS", 256, 98}, [19] = {"IQ1_S", 256, 50},
-    [20] = {"IQ4_NL", 32, 18},   [21] = {"IQ3_S", 256, 110},  [22] = {"IQ2_S", 256, 82},
-    [23] = {"IQ4_XS", 256, 136}, [24] = {"I8", 1, 1},         [25] = {"I16", 1, 2},
-    [26] = {"I32", 1, 4},        [27] = {"I64", 1, 8},        [28] = {"F64", 1, 8},
-    [29] = {"IQ1_M", 256, 56},   [30] = {"BF16", 1, 2},       [34] = {"TQ1_0", 256, 54},
-    [35] = {"TQ2_0", 256, 66},   [39] = {"MXFP4", 32, 17},
+/* Types that ops do not take (those they take are in kernels/quant.h): a file that has one can
+ * still be described, and the refusal names it. */
+static const struct other_type {
+    uint32_t type;
+    const char *name;
+    uint32_t block; /* elements */
+    uint32_t size;  /* bytes of one block */
+} other_types[] = {
+    {9, "q8_1", 32, 36},      {15, "q8_k", 256, 292},   {16, "iq2_xxs", 256, 66},
+    {17, "iq2_xs", 256, 74},  {18, "iq3_xxs", 256, 98}, {19, "iq1_s", 256, 50},
+    {20, "iq4_nl", 32, 18},   {21, "iq3_s", 256, 110},  {22, "iq2_s", 256, 82},
+    {23, "iq4_xs", 256, 136}, {24, "i8", 1, 1},         {25, "i16", 1, 2},
+    {26, "i32", 1, 4},        {27, "i64", 1, 8},        {28, "f64", 1, 8},
+    {29, "iq1_m", 256, 56},   {34, "tq1_0", 256, 54},   {35, "tq2_0", 256, 66},
+    {39, "mxfp4", 32, 17},
 };
 
-static const struct type_info *type_find(uint32_t ggml_type)
+static const struct other_type *other_find(uint32_t ggml_type)
 {
-    if (ggml_type >= sizeof types / sizeof types[0] || !types[ggml_type].name)
-        return NULL;
-    return &types[ggml_type];
+    for (size_t i = 0; i < sizeof other_types / sizeof other_types[0]; i++)
+        if (other_types[i].type == ggml_type)
+            return &other_types[i];
+    return NULL;
+}
+
+/* Elements and bytes of a block; returns 0 for an unknown type. */
+static int type_block(uint32_t ggml_type, uint32_t *block, uint32_t *size)
+{
+    const struct other_type *other = other_find(ggml_type);
+    if (!other && !quant_is_known(ggml_type))
+        return 0;
+    *block = other ? other->block : quant_block_cols((enum tensor_type)ggml_type);
+    *size = other ? other->size : quant_block_size((enum tensor_type)ggml_type);
+    return 1;
 }
 
 const char *gguf_type_name(uint32_t ggml_type)
 {
-    const struct type_info *type = type_find(ggml_type);
-    return type ? type->name : "unknown type";
+    const struct other_type *other = other_find(ggml_type);
+    const char *name = other ? other->name : quant_name(ggml_type);
+    return name ? name : "unknown type";
 }
 
 /* ---- names ---------------------------------------------------------------------------------- */
@@ -143,19 +156,20 @@ static enum odsi_err read_keys(struct gguf *self, struct reader *cursor)
 
 int gguf_tensor_size(uint32_t ggml_type, const uint64_t dims[4], uint64_t *out)
 {
-    const struct type_info *type = type_find(ggml_type);
-    if (!type || dims[0] % type->block != 0)
+    uint32_t block = 1, size = 0;
+    if (!type_block(ggml_type, &block, &size) || dims[0] % block != 0)
         return 0;
-    uint64_t blocks = dims[0] / type->block;
+    uint64_t blocks = dims[0] / block;
     for (uint32_t i = 1; i < 4; i++)
         if (__builtin_mul_overflow(blocks, dims[i], &blocks))
             return 0;
-    return !__builtin_mul_overflow(blocks, (uint64_t)type->size, out);
+    return !__builtin_mul_overflow(blocks, (uint64_t)size, out);
 }
 
 static enum odsi_err tensor_measure(struct gguf_tensor *tensor)
 {
-    if (!type_find(tensor->ggml_type))
+    uint32_t block, size;
+    if (!type_block(tensor->ggml_type, &block, &size))
         return odsi_fail(ODSI_ERR_UNSUPPORTED, "tensor %.*s has the unknown type %" PRIu32,
                          (int)tensor->name.size, tensor->name.data, tensor->ggml_type);
     if (!gguf_tensor_size(tensor->ggml_type, tensor->dims, &tensor->size))

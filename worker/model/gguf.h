@@ -82,7 +82,7 @@ const struct gguf_tensor *gguf_tensor_find(const struct gguf *self, const char *
 /* Bytes of a tensor of these dimensions; returns 0 when the type is unknown, a row is no whole
  * number of its blocks, or the size passes 2^64. */
 int gguf_tensor_size(uint32_t ggml_type, const uint64_t dims[4], uint64_t *out);
-/* "Q8_0"; "unknown type" for a number that GGUF does not define. */
+/* "q8_0"; "unknown type" for a number that this build has no name for. */
 const char *gguf_type_name(uint32_t ggml_type);
 
 /* The key at index in file order; NULL data behind the last one. */

@@ -1,6 +1,8 @@
 #include "worker/model/manifest.h"
 
+#include "kernels/quant.h"
 #include "worker/model/arch.h"
+#include "worker/model/gguf.h"
 #include "worker/model/reader.h"
 
 #include <inttypes.h>
@@ -25,8 +27,8 @@ static void append_f32(struct buf *out, float value)
 }
 
 void manifest_write(struct buf *out, const struct model_params *params, const char *name,
-                    const struct digest *tokenizer_digest, struct manifest_tensor *tensors,
-                    uint32_t tensor_count)
+                    const struct digest *tokenizer_digest, const struct source_tensor *tensors,
+                    struct manifest_digest *digests, uint32_t tensor_count)
 {
     const uint32_t numbers[] = {(uint32_t)params->arch,
                                 params->dim,
@@ -58,15 +60,15 @@ void manifest_write(struct buf *out, const struct model_params *params, const ch
     append_text(out, name);
     (void)buf_append_u32(out, tensor_count);
     for (uint32_t i = 0; i < tensor_count; i++) {
-        struct manifest_tensor *tensor = &tensors[i];
+        const struct source_tensor *tensor = &tensors[i];
         append_text(out, tensor->name);
         (void)buf_append_u32(out, (uint32_t)tensor->type);
         (void)buf_append_u32(out, tensor->dim_count);
         for (uint32_t k = 0; k < tensor->dim_count; k++)
             (void)buf_append_u64(out, tensor->dims[k]);
         (void)buf_append_u64(out, tensor->size);
-        tensor->digest_at = out->size;
-        (void)buf_append(out, tensor->digest.bytes, DIGEST_SIZE);
+        digests[i].at = out->size;
+        (void)buf_append(out, digests[i].digest.bytes, DIGEST_SIZE);
     }
 }
 
@@ -92,11 +94,6 @@ static int take_text(struct reader *reader, char *out, size_t min_size, size_t m
     return 1;
 }
 
-static int is_supported(uint32_t type)
-{
-    return type == TENSOR_F32 || type == TENSOR_F16 || type == TENSOR_Q8_0;
-}
-
 /* One tensor: its name must come after before. */
 static enum odsi_err read_tensor(struct reader *reader, char *before, uint64_t *size)
 {
@@ -108,8 +105,8 @@ static enum odsi_err read_tensor(struct reader *reader, char *before, uint64_t *
         return corrupt("a tensor has no proper name");
     if (strcmp(before, name) >= 0)
         return corrupt("the tensors are not in the order of their names");
-    if (!reader_u32(reader, &type) || !reader_u32(reader, &dim_count) || !is_supported(type) ||
-        dim_count < 1 || dim_count > 4)
+    if (!reader_u32(reader, &type) || !reader_u32(reader, &dim_count) || !quant_is_known(type) ||
+        dim_count < 1 || dim_count > 3)
         return odsi_fail(ODSI_ERR_CORRUPT, "manifest: tensor %s: wrong type or dimensions", name);
     for (uint32_t i = 0; i < dim_count; i++)
         if (!reader_u64(reader, &dims[i]) || dims[i] == 0)
@@ -152,10 +149,10 @@ static enum odsi_err read_head(struct reader *reader, struct model_params *out,
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         if (!reader_u32(reader, numbers[i]))
             return corrupt("its head is cut off");
-    if (arch != MODEL_ARCH_LLAMA)
+    if (arch < MODEL_ARCH_LLAMA || arch > MODEL_ARCH_PHI3) /* no number but those is in the enum */
         return odsi_fail(ODSI_ERR_CORRUPT, "manifest: architecture %" PRIu32 " does not exist",
                          arch);
-    out->arch = MODEL_ARCH_LLAMA;
+    out->arch = (enum model_arch)arch;
     for (size_t i = 0; i < sizeof factors / sizeof factors[0]; i++)
         if (!reader_f32(reader, factors[i]))
             return corrupt("its head is cut off");

@@ -20,32 +20,26 @@
 #define ODSI_WORKER_MODEL_MANIFEST_H
 #include "common/base/buf.h"
 #include "common/base/err.h"
-#include "common/base/limits.h"
 #include "common/crypto/digest.h"
 #include "worker/model/model.h"
+#include "worker/model/source.h"
 
 #include <stddef.h>
 #include <stdint.h>
 
 #define MANIFEST_SIZE_MAX (32u << 20)
 
-/* One tensor of a model file. */
-struct manifest_tensor {
-    char name[LIMIT_TENSOR_NAME_SIZE + 1];
-    enum tensor_type type;
-    uint32_t dim_count;
-    uint64_t dims[4]; /* fastest first */
-    uint64_t offset;  /* in the file; not part of the manifest */
-    uint64_t size;
-    struct digest digest;
-    size_t digest_at; /* where manifest_write put the digest */
+/* What a manifest says about a tensor besides its description. */
+struct manifest_digest {
+    struct digest digest; /* of its bytes */
+    size_t at;            /* where manifest_write put it */
 };
 
 /* Appends the manifest of these tensors, which are in ascending order of their names, and sets
- * their digest_at. name is the file's own (see above). Check out's status. */
+ * where their digests are. name is the model's own (see above). Check out's status. */
 void manifest_write(struct buf *out, const struct model_params *params, const char *name,
-                    const struct digest *tokenizer_digest, struct manifest_tensor *tensors,
-                    uint32_t tensor_count);
+                    const struct digest *tokenizer_digest, const struct source_tensor *tensors,
+                    struct manifest_digest *digests, uint32_t tensor_count);
 
 /* Reads the fixed part of a manifest that came from a peer: checks its structure to the last byte
  * and all limits. Fills params (weight_size too) and the tokenizer's digest.

@@ -9,22 +9,30 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum odsi_err manifest_cache_path(struct buf *out, const char *cache_dir, const char *path, int fd)
+static enum odsi_err append_facts(struct buf *out, const struct source_file *file)
 {
     struct stat status;
     char real[PATH_MAX];
+    if (!realpath(file->path, real) || fstat(file->fd, &status) != 0)
+        return odsi_fail(ODSI_ERR_IO, "cannot tell where %s lies: %s", file->path, strerror(errno));
+    (void)buf_append(out, real, strlen(real) + 1);
+    (void)buf_append_u64(out, (uint64_t)status.st_size);
+    (void)buf_append_u64(out, (uint64_t)status.st_mtim.tv_sec);
+    (void)buf_append_u64(out, (uint64_t)status.st_mtim.tv_nsec);
+    (void)buf_append_u64(out, (uint64_t)status.st_ino);
+    return buf_append_u64(out, (uint64_t)status.st_dev);
+}
+
+enum odsi_err manifest_cache_path(struct buf *out, const char *cache_dir,
+                                  const struct source *source)
+{
     char name[DIGEST_HEX_SIZE];
     struct digest digest;
     struct buf facts;
-    if (!realpath(path, real) || fstat(fd, &status) != 0)
-        return odsi_fail(ODSI_ERR_IO, "cannot tell where %s lies: %s", path, strerror(errno));
-    buf_init(&facts, PATH_MAX + 64);
-    (void)buf_append(&facts, real, strlen(real) + 1);
-    (void)buf_append_u64(&facts, (uint64_t)status.st_size);
-    (void)buf_append_u64(&facts, (uint64_t)status.st_mtim.tv_sec);
-    (void)buf_append_u64(&facts, (uint64_t)status.st_mtim.tv_nsec);
-    (void)buf_append_u64(&facts, (uint64_t)status.st_ino);
-    const enum odsi_err err = buf_append_u64(&facts, (uint64_t)status.st_dev);
+    enum odsi_err err = ODSI_OK;
+    buf_init(&facts, (size_t)SOURCE_FILES_MAX * (PATH_MAX + 64));
+    for (uint32_t i = 0; i < source->file_count && err == ODSI_OK; i++)
+        err = append_facts(&facts, &source->files[i]);
     if (err == ODSI_OK)
         digest_of(&digest, facts.data, facts.size);
     buf_free(&facts);

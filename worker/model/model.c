@@ -4,8 +4,8 @@
 #include "common/base/log.h"
 #include "worker/model/manifest_cache.h"
 #include "worker/model/model_parts.h"
+#include "worker/model/tensor_scan.h"
 #include "worker/model/tokenizer.h"
-#include "worker/model/vocab.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -13,94 +13,54 @@
 
 #define CACHE_PATH_SIZE_MAX (PATH_MAX + 128u)
 
-/* ---- what the file says --------------------------------------------------------------------- */
+/* ---- what the files say ---------------------------------------------------------------------- */
 
-/* Copies a name for humans: printable ASCII, cut to fit. */
-static void set_name(struct model_params *params, const char *text, size_t size)
+/* The file's name without folder and ".gguf", or the folder's, for a model without one of its own.
+ * Printable ASCII, cut to fit. */
+static void name_by_path(struct model *self)
 {
-    const size_t room = sizeof params->name - 1;
-    if (size > room)
-        size = room;
-    for (size_t i = 0; i < size; i++)
-        params->name[i] = text[i] >= ' ' && text[i] <= '~' ? text[i] : '?';
-    params->name[size] = '\0';
+    char *name = self->params.name;
+    size_t end = strlen(self->path);
+    while (end > 1 && self->path[end - 1] == '/')
+        end--;
+    size_t start = end;
+    while (start > 0 && self->path[start - 1] != '/')
+        start--;
+    if (end - start > 5 && memcmp(self->path + end - 5, ".gguf", 5) == 0)
+        end -= 5;
+    size_t size = end - start;
+    if (size > sizeof self->params.name - 1)
+        size = sizeof self->params.name - 1;
+    for (size_t i = 0; i < size; i++) {
+        const char c = self->path[start + i];
+        name[i] = c >= ' ' && c <= '~' ? c : '?';
+    }
+    name[size] = '\0';
 }
 
-static enum odsi_err read_name(struct model *self)
-{
-    struct gguf_text text = {.size = 0};
-    const enum odsi_err err = gguf_get_text(self->gguf, "general.name", &text);
-    if (err != ODSI_OK && err != ODSI_ERR_NOT_FOUND)
-        return err;
-    set_name(&self->params, text.size ? text.data : "", text.size);
-    return ODSI_OK;
-}
-
-/* The file's name without folder and ".gguf", for a model that has no name of its own. */
-static void name_by_file(struct model *self)
-{
-    const char *slash = strrchr(self->path, '/');
-    const char *name = slash ? slash + 1 : self->path;
-    size_t size = strlen(name);
-    if (size > 5 && strcmp(name + size - 5, ".gguf") == 0)
-        size -= 5;
-    set_name(&self->params, name, size);
-}
-
-/* The vocabulary in canonical bytes, and whether they make a tokenizer. */
-static enum odsi_err read_tokenizer(struct model *self)
+/* Whether the tokenizer's bytes make one, with a token for each row of the embedding. */
+static enum odsi_err check_tokenizer(const struct source *source)
 {
     struct tokenizer *tokenizer = NULL;
-    enum odsi_err err = vocab_canonical(self->gguf, &self->tokenizer, &self->params.vocab_size);
-    if (err == ODSI_OK)
-        err = tokenizer_open(&tokenizer, self->tokenizer.data, self->tokenizer.size);
+    enum odsi_err err = tokenizer_open(&tokenizer, source->tokenizer.data, source->tokenizer.size);
+    if (err == ODSI_OK && tokenizer_vocab_size(tokenizer) != source->params.vocab_size)
+        err = odsi_fail(ODSI_ERR_CORRUPT, "the tokenizer has %u tokens, the model %u",
+                        tokenizer_vocab_size(tokenizer), source->params.vocab_size);
     tokenizer_close(&tokenizer);
-    if (err != ODSI_OK)
-        return err;
-    uint32_t stated = self->params.vocab_size;
-    err = gguf_get_u32(self->gguf, "llama.vocab_size", &stated);
-    if (err != ODSI_OK && err != ODSI_ERR_NOT_FOUND)
-        return err;
-    if (stated != self->params.vocab_size)
-        return odsi_fail(ODSI_ERR_CORRUPT, "llama.vocab_size is %u, but there are %u tokens",
-                         stated, self->params.vocab_size);
-    return ODSI_OK;
+    return err;
 }
 
-static enum odsi_err list_tensors(struct model *self)
+static enum odsi_err check_description(struct model *self)
 {
-    self->tensor_count = (uint32_t)gguf_tensor_count(self->gguf);
-    const enum odsi_err err =
-        alloc_zeroed(&self->tensors, self->tensor_count, sizeof *self->tensors);
-    if (err != ODSI_OK)
-        return err;
-    for (uint32_t i = 0; i < self->tensor_count; i++) {
-        const struct gguf_tensor *from = gguf_tensor_by_name_at(self->gguf, i);
-        struct manifest_tensor *to = &self->tensors[i];
-        memcpy(to->name, from->name.data, from->name.size); /* at most LIMIT_TENSOR_NAME_SIZE */
-        to->type = (enum tensor_type)from->ggml_type;
-        to->dim_count = from->dim_count;
-        memcpy(to->dims, from->dims, sizeof to->dims);
-        to->offset = from->offset;
-        to->size = from->size;
-        self->params.weight_size += from->size; /* they do not overlap in one file */
-    }
-    return ODSI_OK;
-}
-
-static enum odsi_err read_description(struct model *self)
-{
-    enum odsi_err err = arch_read(self->gguf, &self->params);
+    const struct source *source = self->source;
+    enum odsi_err err = check_tokenizer(source);
     if (err == ODSI_OK)
-        err = read_tokenizer(self);
+        err = arch_check(&source->params);
     if (err == ODSI_OK)
-        err = arch_check(&self->params);
-    if (err == ODSI_OK)
-        err = arch_check_tensors(self->gguf, &self->params);
-    if (err == ODSI_OK)
-        err = read_name(self);
-    if (err == ODSI_OK)
-        err = list_tensors(self);
+        err = arch_check_tensors(source);
+    self->params = source->params;
+    for (uint32_t i = 0; i < source->tensor_count; i++)
+        self->params.weight_size += source->tensors[i].size; /* they do not overlap in a file */
     return err;
 }
 
@@ -109,42 +69,53 @@ static enum odsi_err read_description(struct model *self)
 static enum odsi_err write_manifest(struct model *self)
 {
     struct digest tokenizer_digest;
-    digest_of(&tokenizer_digest, self->tokenizer.data, self->tokenizer.size);
+    const struct source *source = self->source;
+    digest_of(&tokenizer_digest, source->tokenizer.data, source->tokenizer.size);
     buf_reset(&self->manifest);
     manifest_write(&self->manifest, &self->params, self->params.name, &tokenizer_digest,
-                   self->tensors, self->tensor_count);
+                   source->tensors, self->digests, source->tensor_count);
     return buf_status(&self->manifest);
 }
 
-static enum odsi_err hash_tensors(struct model *self, struct model_progress *progress)
+static enum odsi_err keep_digest(void *context, uint32_t tensor, const struct digest *digest)
 {
-    uint8_t *chunk = NULL;
-    struct digest_stream *stream = NULL;
-    enum odsi_err err = alloc_zeroed(&chunk, MODEL_CHUNK_SIZE, 1);
-    if (err == ODSI_OK)
-        err = digest_stream_open(&stream);
-    for (uint32_t i = 0; i < self->tensor_count && err == ODSI_OK; i++) {
-        struct manifest_tensor *tensor = &self->tensors[i];
-        for (uint64_t at = 0; at < tensor->size && err == ODSI_OK;) {
-            const uint64_t left = tensor->size - at;
-            const size_t size = left < MODEL_CHUNK_SIZE ? (size_t)left : MODEL_CHUNK_SIZE;
-            err = gguf_read(self->gguf, tensor->offset + at, chunk, size);
-            if (err != ODSI_OK)
-                break;
-            digest_stream_add(stream, chunk, size);
-            model_progress_add(progress, size);
-            at += size;
-        }
-        if (err == ODSI_OK)
-            digest_stream_finish(stream, &tensor->digest);
+    struct model *self = context;
+    self->digests[tensor].digest = *digest;
+    return ODSI_OK;
+}
+
+/* Hashes the tensors in files, or those in memory. */
+static enum odsi_err hash_tensors(struct model *self, int in_memory,
+                                  const struct model_progress *progress)
+{
+    const struct source *source = self->source;
+    struct parallel *threads = NULL;
+    uint32_t *tensors = NULL;
+    uint32_t count = 0;
+    enum odsi_err err = alloc_zeroed(&tensors, source->tensor_count, sizeof *tensors);
+    for (uint32_t i = 0; i < source->tensor_count && err == ODSI_OK; i++)
+        if ((source->tensors[i].file == SOURCE_IN_MEMORY) == in_memory)
+            tensors[count++] = i;
+    if (err == ODSI_OK && count > 0)
+        err = parallel_open(&threads, in_memory ? 1 : 0);
+    if (err == ODSI_OK && count > 0) {
+        const struct tensor_scan scan = {.source = source,
+                                         .tensors = tensors,
+                                         .tensor_count = count,
+                                         .context = self,
+                                         .digest = keep_digest,
+                                         .progress = progress ? progress->call : NULL,
+                                         .progress_context = progress ? progress->context : NULL};
+        err = tensor_scan_run(&scan, threads);
     }
-    digest_stream_close(&stream);
-    alloc_free(chunk);
+    parallel_close(&threads);
+    alloc_free(tensors);
     return err;
 }
 
-/* Takes the tensors' digests from a manifest that was kept. It must be what this file's header
- * gives in every other byte; otherwise it is as good as none. Errors: ODSI_ERR_NO_MEMORY. */
+/* Takes the digests of the tensors in files from a manifest that was kept. It must be what the
+ * files' headers give in every other byte; otherwise it is as good as none.
+ * Errors: ODSI_ERR_NO_MEMORY. */
 static enum odsi_err recall_digests(struct model *self, int *found)
 {
     struct buf kept;
@@ -152,9 +123,9 @@ static enum odsi_err recall_digests(struct model *self, int *found)
     buf_init(&kept, MANIFEST_SIZE_MAX + DIGEST_SIZE);
     enum odsi_err err = manifest_cache_load(buf_text_view(&self->cache_path), &kept);
     if (err == ODSI_OK && kept.size == self->manifest.size) {
-        for (uint32_t i = 0; i < self->tensor_count; i++)
-            memcpy(self->tensors[i].digest.bytes, kept.data + self->tensors[i].digest_at,
-                   DIGEST_SIZE);
+        for (uint32_t i = 0; i < self->source->tensor_count; i++)
+            if (self->source->tensors[i].file != SOURCE_IN_MEMORY)
+                memcpy(self->digests[i].digest.bytes, kept.data + self->digests[i].at, DIGEST_SIZE);
         err = write_manifest(self);
         *found = err == ODSI_OK && memcmp(kept.data, self->manifest.data, self->manifest.size) == 0;
     }
@@ -164,15 +135,17 @@ static enum odsi_err recall_digests(struct model *self, int *found)
 
 /* Writes the manifest, with digests from the cache or from hashing every tensor. */
 static enum odsi_err make_manifest(struct model *self, const char *cache_dir,
-                                   struct model_progress *progress)
+                                   const struct model_progress *progress)
 {
     int found = 0;
-    enum odsi_err err = write_manifest(self);
+    enum odsi_err err = hash_tensors(self, 1, NULL);
+    if (err == ODSI_OK)
+        err = write_manifest(self);
     if (err == ODSI_OK && cache_dir)
         err = recall_digests(self, &found);
     if (err != ODSI_OK || found)
         return err;
-    err = hash_tensors(self, progress);
+    err = hash_tensors(self, 0, progress);
     if (err == ODSI_OK)
         err = write_manifest(self);
     if (err == ODSI_OK && cache_dir &&
@@ -184,46 +157,49 @@ static enum odsi_err make_manifest(struct model *self, const char *cache_dir,
 
 /* ---- opening and closing -------------------------------------------------------------------- */
 
-static enum odsi_err open_file(struct model *self, const char *path, const char *cache_dir)
+/* From here on tensors are read one by one; reading ahead would fetch a neighbour's pages. */
+static void expect_random_reads(const struct source *source)
 {
-    enum odsi_err err = alloc_text(&self->path, path, strlen(path));
+    for (uint32_t i = 0; i < source->file_count; i++)
+        (void)posix_fadvise(source->files[i].fd, 0, 0, POSIX_FADV_RANDOM);
+}
+
+static enum odsi_err identify(struct model *self, const char *cache_dir,
+                              const struct model_progress *progress)
+{
+    enum odsi_err err = check_description(self);
     if (err == ODSI_OK)
-        err = gguf_open(&self->gguf, path);
+        err = alloc_zeroed(&self->digests, self->source->tensor_count, sizeof *self->digests);
     if (err == ODSI_OK && cache_dir)
-        err = manifest_cache_path(&self->cache_path, cache_dir, path, gguf_fd(self->gguf));
-    return err;
+        err = manifest_cache_path(&self->cache_path, cache_dir, self->source);
+    if (err == ODSI_OK)
+        err = make_manifest(self, cache_dir, progress);
+    return err == ODSI_OK ? ODSI_OK : odsi_fail_prefix(err, "%s", self->path);
 }
 
 enum odsi_err model_open(struct model **out, const char *path, const char *cache_dir,
                          void (*progress)(void *context, uint64_t done, uint64_t total),
                          void *context)
 {
-    *out = NULL;
+    const struct model_progress tell = {.call = progress, .context = context};
     struct model *self = NULL;
+    *out = NULL;
     enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
     if (err != ODSI_OK)
         return err;
     buf_init(&self->manifest, MANIFEST_SIZE_MAX);
-    buf_init(&self->tokenizer, TOKENIZER_CANONICAL_SIZE_MAX);
     buf_init(&self->cache_path, CACHE_PATH_SIZE_MAX);
-    err = open_file(self, path, cache_dir);
+    err = alloc_text(&self->path, path, strlen(path));
+    if (err == ODSI_OK)
+        err = source_open(&self->source, path);
+    if (err == ODSI_OK)
+        err = identify(self, cache_dir, &tell);
     if (err != ODSI_OK)
         goto fail;
-    err = read_description(self);
-    if (err == ODSI_OK) {
-        struct model_progress tell = {
-            .call = progress, .context = context, .total = self->params.weight_size};
-        err = make_manifest(self, cache_dir, &tell);
-    }
-    if (err != ODSI_OK) {
-        err = odsi_fail_prefix(err, "%s", path);
-        goto fail;
-    }
-    /* From here on tensors are read one by one; reading ahead would fetch a neighbour's pages. */
-    (void)posix_fadvise(gguf_fd(self->gguf), 0, 0, POSIX_FADV_RANDOM);
+    expect_random_reads(self->source);
     digest_of(&self->id, self->manifest.data, self->manifest.size);
     if (self->params.name[0] == '\0')
-        name_by_file(self);
+        name_by_path(self);
     *out = self;
     return ODSI_OK;
 fail:
@@ -236,11 +212,10 @@ void model_close(struct model **self)
     struct model *model = *self;
     if (!model)
         return;
-    gguf_close(&model->gguf);
+    source_close(&model->source);
     alloc_free(model->path);
-    alloc_free(model->tensors);
+    alloc_free(model->digests);
     buf_free(&model->manifest);
-    buf_free(&model->tokenizer);
     buf_free(&model->cache_path);
     alloc_free(model);
     *self = NULL;
@@ -264,6 +239,20 @@ void model_manifest_view(const struct model *self, const uint8_t **data, size_t 
 
 void model_tokenizer_view(const struct model *self, const uint8_t **data, size_t *size)
 {
-    *data = self->tokenizer.data;
-    *size = self->tokenizer.size;
+    *data = self->source->tokenizer.data;
+    *size = self->source->tokenizer.size;
+}
+
+enum odsi_err model_check_digest(const struct model *model, uint32_t tensor,
+                                 const struct digest *digest)
+{
+    const char *name = model->source->tensors[tensor].name;
+    if (digest_equal(digest, &model->digests[tensor].digest))
+        return ODSI_OK;
+    if (model->cache_path.size == 0)
+        return odsi_fail(ODSI_ERR_CORRUPT, "tensor %s changed since the model was opened", name);
+    return odsi_fail(ODSI_ERR_CORRUPT,
+                     "tensor %s is not what it was when the model was hashed; if the file was "
+                     "replaced on purpose, delete %.*s",
+                     name, (int)model->cache_path.size, (const char *)model->cache_path.data);
 }

@@ -50,6 +50,20 @@ void source_close(struct source **self_pointer)
     *self_pointer = NULL;
 }
 
+static enum odsi_err open_regular(const char *path, int *fd, struct stat *status)
+{
+    enum odsi_err err = ODSI_OK;
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a FIFO must not hang us */
+    if (*fd < 0 || fstat(*fd, status) != 0)
+        err = odsi_fail(errno == ENOENT ? ODSI_ERR_NOT_FOUND : ODSI_ERR_IO, "%s: %s", path,
+                        strerror(errno));
+    else if (!S_ISREG(status->st_mode))
+        err = odsi_fail(ODSI_ERR_IO, "%s is not a regular file", path);
+    if (err != ODSI_OK && *fd >= 0)
+        (void)close(*fd); /* nothing was written */
+    return err;
+}
+
 enum odsi_err source_add_file(struct source *self, const char *path, uint32_t *index_out)
 {
     struct source_file file = {.fd = -1};
@@ -62,12 +76,8 @@ enum odsi_err source_add_file(struct source *self, const char *path, uint32_t *i
         err = alloc_text(&file.path, path, strlen(path));
     if (err != ODSI_OK)
         return err;
-    file.fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (file.fd < 0 || fstat(file.fd, &status) != 0) {
-        err = odsi_fail(errno == ENOENT ? ODSI_ERR_NOT_FOUND : ODSI_ERR_IO, "%s: %s", path,
-                        strerror(errno));
-        if (file.fd >= 0)
-            (void)close(file.fd);
+    err = open_regular(path, &file.fd, &status);
+    if (err != ODSI_OK) {
         alloc_free(file.path);
         return err;
     }

@@ -92,7 +92,7 @@ void fixture_model(struct buf *manifest, struct buf *tokenizer, uint32_t seed, u
     fixture_tokenizer_bytes(tokenizer);
     digest_of(&tokenizer_id, tokenizer->data, tokenizer->size);
     buf_init(manifest, 1u << 16);
-    manifest_write(manifest, &params, "tiny", &tokenizer_id, NULL, 0);
+    manifest_write(manifest, &params, "tiny", &tokenizer_id, NULL, NULL, 0);
     cr_assert_eq(buf_status(manifest), ODSI_OK);
 }
 

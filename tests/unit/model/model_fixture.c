@@ -105,7 +105,8 @@ static const struct model_params small = {.arch = MODEL_ARCH_LLAMA,
                                           .kv_head_count = 1,
                                           .head_dim = 16,
                                           .ffn_dim = 64,
-                                          .vocab_size = 264};
+                                          .vocab_size = 264,
+                                          .rope_dim = 16};
 
 static int is(const char *a, const char *b)
 {
@@ -203,12 +204,12 @@ static uint64_t put_tensors(struct buf *out, const struct fixture_recipe *recipe
         const uint32_t layers = role < ARCH_ROLE_LAYER_FIRST ? 1 : small.layer_count;
         for (uint32_t layer = 0; layer < layers; layer++) {
             struct arch_tensor tensor;
-            arch_tensor_of(&small, (enum arch_role)role, layer, &tensor);
-            if (is(tensor.name, recipe->skip_tensor))
+            if (!arch_tensor_of(&small, (enum arch_role)role, layer, &tensor) ||
+                is(tensor.name, recipe->skip_tensor))
                 continue;
             ++*count;
             put_one_tensor(out, recipe, tensor.name, tensor.rows, tensor.cols,
-                           tensor.is_norm ? TENSOR_F32 : (uint32_t)recipe->weight_type, &offset);
+                           tensor.is_vector ? TENSOR_F32 : (uint32_t)recipe->weight_type, &offset);
         }
     }
     if (recipe->extra_tensor) {

@@ -486,7 +486,7 @@ Test(gguf, refuses_files_that_lie)
         {lie_size_overflow, ODSI_ERR_CORRUPT, "larger than any file"},
         {lie_type, ODSI_ERR_UNSUPPORTED, "unknown type 4"},
         {lie_type_large, ODSI_ERR_UNSUPPORTED, "unknown type 4294967295"},
-        {lie_half_block, ODSI_ERR_CORRUPT, "whole blocks of Q8_0"},
+        {lie_half_block, ODSI_ERR_CORRUPT, "whole blocks of q8_0"},
         {lie_offset_unaligned, ODSI_ERR_CORRUPT, "not aligned to 32"},
         {lie_offset_outside, ODSI_ERR_CORRUPT, "outside the file"},
         {lie_offset_overflow, ODSI_ERR_CORRUPT, "outside the file"},

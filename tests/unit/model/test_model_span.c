@@ -55,7 +55,7 @@ static struct model_span *open_span(struct bench *self, uint32_t first, uint32_t
 static const struct gguf_tensor *tensor_of(struct bench *self, enum arch_role role, uint32_t layer)
 {
     struct arch_tensor want;
-    arch_tensor_of(model_params_view(self->model), role, layer, &want);
+    cr_assert(arch_tensor_of(model_params_view(self->model), role, layer, &want));
     const struct gguf_tensor *tensor = gguf_tensor_find(self->gguf, want.name);
     cr_assert_not_null(tensor, "%s", want.name);
     return tensor;
