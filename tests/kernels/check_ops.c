@@ -254,19 +254,70 @@ static void rmsnorm_check(struct backend *backend, void *context)
         same_bits(backend, "rmsnorm in place", self->want, self->got, self->count, self->seed));
 }
 
+static void act_mul_check_kind(struct backend *backend, struct vector_case *self,
+                               enum act_kind kind)
+{
+    const char *what = kind == ACT_SILU ? "silu" : "gelu_tanh";
+    ref_act_mul(self->want, self->a, self->b, self->count, kind);
+    cr_assert_eq(backend->ops->act_mul(backend, self->got, self->a, self->b, self->count, kind),
+                 ODSI_OK);
+    cr_expect(same_bits(backend, what, self->want, self->got, self->count, self->seed));
+    memcpy(self->got, self->b, self->count * sizeof(float));
+    cr_assert_eq(backend->ops->act_mul(backend, self->got, self->a, self->got, self->count, kind),
+                 ODSI_OK);
+    cr_expect(same_bits(backend, what, self->want, self->got, self->count, self->seed),
+              "in the place of up");
+    memcpy(self->got, self->a, self->count * sizeof(float));
+    cr_assert_eq(backend->ops->act_mul(backend, self->got, self->got, self->b, self->count, kind),
+                 ODSI_OK);
+    cr_expect(same_bits(backend, what, self->want, self->got, self->count, self->seed),
+              "in the place of gate");
+}
+
 static void act_mul_check(struct backend *backend, void *context)
 {
+    act_mul_check_kind(backend, context, ACT_SILU);
+    act_mul_check_kind(backend, context, ACT_GELU_TANH);
+}
+
+static void softcap_check(struct backend *backend, void *context)
+{
+    static const float caps[] = {1.0f, 30.0f, 50.0f, 1e-30f};
     struct vector_case *self = context;
-    ref_act_mul(self->want, self->a, self->b, self->count, ACT_SILU);
-    cr_assert_eq(backend->ops->act_mul(backend, self->got, self->a, self->b, self->count, ACT_SILU),
+    for (uint32_t i = 0; i < 4; i++) {
+        memcpy(self->want, self->a, self->count * sizeof(float));
+        memcpy(self->got, self->a, self->count * sizeof(float));
+        ref_softcap(self->want, self->count, caps[i]);
+        cr_assert_eq(backend->ops->softcap(backend, self->got, self->count, caps[i]), ODSI_OK);
+        cr_expect(same_bits(backend, "softcap", self->want, self->got, self->count, self->seed));
+        for (size_t k = 0; k < self->count; k++)
+            cr_assert(det_finite(self->a[k]) || !det_finite(self->got[k]),
+                      "softcap hid a number that is not finite");
+    }
+}
+
+static void scale_check(struct backend *backend, void *context)
+{
+    struct vector_case *self = context;
+    memcpy(self->want, self->a, self->count * sizeof(float));
+    memcpy(self->got, self->a, self->count * sizeof(float));
+    ref_scale(self->want, self->count, 45.254834f);
+    cr_assert_eq(backend->ops->scale(backend, self->got, self->count, 45.254834f), ODSI_OK);
+    cr_expect(same_bits(backend, "scale", self->want, self->got, self->count, self->seed));
+}
+
+static void add_bias_check(struct backend *backend, void *context)
+{
+    struct vector_case *self = context;
+    memcpy(self->want, self->a, self->count * sizeof(float));
+    memcpy(self->got, self->a, self->count * sizeof(float));
+    for (uint32_t r = 0; r < self->rows; r++)
+        ref_add_bias(self->want + (size_t)r * self->cols, self->b, self->cols);
+    cr_assert_eq(backend->ops->add_bias(backend, self->got, self->b, self->rows, self->cols),
                  ODSI_OK);
-    cr_expect(same_bits(backend, "silu_mul", self->want, self->got, self->count, self->seed));
-    memcpy(self->got, self->b, self->count * sizeof(float));
-    cr_assert_eq(
-        backend->ops->act_mul(backend, self->got, self->a, self->got, self->count, ACT_SILU),
-        ODSI_OK);
-    cr_expect(
-        same_bits(backend, "silu_mul in place", self->want, self->got, self->count, self->seed));
+    cr_expect(same_bits(backend, "add_bias", self->want, self->got, self->count, self->seed));
+    for (size_t i = 0; i < self->count; i++)
+        cr_assert_neq(det_bits(self->got[i]), 0x80000000u, "add_bias let a negative zero out");
 }
 
 static void add_check(struct backend *backend, void *context)
@@ -324,24 +375,66 @@ Test(rmsnorm, gives_nan_when_the_mean_is_not_finite)
     cr_expect(x[0] != x[0] && x[1] != x[1]);
 }
 
-Test(silu_mul, equals_the_reference)
+/* Goal: norms of many short rows, as those of heads are, which threads take several at a time. */
+Test(rmsnorm, equals_the_reference_for_many_short_rows)
 {
-    vector_try("silu_mul", act_mul_check);
+    static const uint32_t cols[] = {1, 16, 64, 80, 128};
+    struct rng rng = rng_make("rmsnorm rows");
+    for (uint32_t i = 0; i < 5; i++) {
+        struct vector_case test;
+        vector_case_open(&test, &rng, rng_range(&rng, 900, 2500), cols[i], CONTENT_PLAIN);
+        for_each_backend(rmsnorm_check, &test);
+        vector_case_close(&test);
+    }
 }
 
-/* Goal: the vector exponential is det_exp for every kind of argument. How: a walk through all bit
- * patterns in steps that are coprime to the vector widths. */
-Test(silu_mul, has_the_exponential_of_det_h_over_all_bit_patterns)
+Test(act_mul, equals_the_reference)
+{
+    vector_try("act_mul", act_mul_check);
+}
+
+Test(softcap, equals_the_reference)
+{
+    vector_try("softcap", softcap_check);
+}
+
+Test(scale, equals_the_reference)
+{
+    vector_try("scale", scale_check);
+}
+
+Test(add_bias, equals_the_reference_and_never_gives_negative_zero)
+{
+    vector_try("add_bias", add_bias_check);
+}
+
+/* Bit patterns of a vector case, `step` apart from `first` on. */
+static void patterns_try(uint32_t first, uint32_t step)
 {
     struct rng rng = {.state = 0, .seed = 0};
     struct vector_case test;
     vector_case_open(&test, &rng, 1, 1u << 18, CONTENT_PLAIN);
     for (uint32_t i = 0; i < test.count; i++) {
-        test.a[i] = det_from_bits(i * 16381u + i % 13u);
+        test.a[i] = det_from_bits(first + i * step);
         test.b[i] = 1.0f;
     }
     for_each_backend(act_mul_check, &test);
+    for_each_backend(softcap_check, &test);
     vector_case_close(&test);
+}
+
+/* Goal: the vector exponential and tangent are det_exp and det_tanh for every kind of argument.
+ * How: a walk through all bit patterns, and every one around each place where the rules change:
+ * where tanh turns from its polynomial, where it becomes 1, and where exp ends on either side. */
+Test(act_mul, has_the_functions_of_det_h_over_all_bit_patterns)
+{
+    static const float edges[] = {DET_TANH_SMALL, 9.01f, DET_EXP_MAX, -DET_EXP_MIN, 44.36f};
+    patterns_try(0, 16381);
+    patterns_try(0x7f800000u - 1000u, 1); /* infinity, and NaNs of many payloads */
+    for (uint32_t i = 0; i < 5; i++) {
+        patterns_try(det_bits(edges[i]) - (1u << 17), 1);
+        patterns_try(det_bits(-edges[i]) - (1u << 17), 1);
+    }
 }
 
 Test(add, equals_the_reference_and_never_gives_negative_zero)
