@@ -253,6 +253,43 @@ Test(attention, equals_the_reference_for_windows_around_tile_borders)
         }
 }
 
+static uint16_t *value_at(struct attention_case *self, uint32_t row, uint32_t position)
+{
+    const uint32_t page = self->page_table[row][position / KV_PAGE_TOKENS];
+    return self->pool.pages_dev + ref_kv_offset(&self->pool, page, self->layer, 1, 0) +
+           (size_t)(position % KV_PAGE_TOKENS) * self->pool.head_dim;
+}
+
+/* Goal: rows that are computed together do not see each other's values, which a weight of 0 would
+ * not keep a NaN from. How: the values that only the last row sees, and those that only the first
+ * row's window reaches, are NaN; all rows between are finite and right. */
+Test(attention, keeps_a_value_that_is_not_finite_to_the_rows_that_look_at_it)
+{
+    struct rng rng = rng_make("attention values");
+    for (uint32_t chunk = 3; chunk <= 40; chunk++) {
+        const struct attention_shape shape = {.kv_heads = 1,
+                                              .group = 1 + chunk % 3,
+                                              .head_dim = chunk % 2 ? 64 : 20,
+                                              .positions_max = 330,
+                                              .window = 100,
+                                              .chunk = chunk,
+                                              .first = rng_range(&rng, 110, 250)};
+        struct attention_case test;
+        attention_case_open(&test, &rng, &shape);
+        for (uint32_t c = 0; c < shape.head_dim; c++) {
+            value_at(&test, 0, shape.first - 99)[c] = 0x7e00u;
+            value_at(&test, 0, shape.first + chunk - 1)[c] = 0x7e00u;
+        }
+        attention_reference(&test);
+        const size_t row_size = (size_t)test.heads * shape.head_dim;
+        cr_assert(!det_finite(test.want[0]) && !det_finite(test.want[test.count - 1]));
+        for (size_t i = row_size; i < test.count - row_size; i++)
+            cr_assert(det_finite(test.want[i]));
+        for_each_backend(attention_check, &test);
+        attention_case_close(&test);
+    }
+}
+
 /* Goal: prompts in chunks as a forward runs them, with and without a window. */
 Test(attention, equals_the_reference_for_whole_chunks)
 {
