@@ -125,8 +125,10 @@ void hop_prefix_scope(struct digest *out, const struct hop_spec *spec,
 }
 
 /* The stage before this one, or for the first stage the ring from the last; the gateway speaks to
- * the first stage only. */
-static enum odsi_err check_sender(const struct hop_spec *spec, const struct digest *sender)
+ * the first stage only. The ring brings tokens of the answer: one that could put any into the
+ * prompt would decide what is kept under the prompt's keys. */
+static enum odsi_err check_sender(const struct hop_spec *spec, const struct hop_header *header,
+                                  const struct digest *sender)
 {
     if (!sender)
         return hop_is_first(spec) ? ODSI_OK
@@ -138,6 +140,10 @@ static enum odsi_err check_sender(const struct hop_spec *spec, const struct dige
     if (!digest_equal(sender, &spec->stages[from].worker_id))
         return odsi_fail(ODSI_ERR_DENIED, "stage %u takes steps from stage %u of its path only",
                          spec->stage, from);
+    if (hop_is_first(spec) && header->position < spec->prompt_count)
+        return odsi_fail(ODSI_ERR_DENIED,
+                         "position %u is one of the prompt's %u, which the gateway sends",
+                         header->position, spec->prompt_count);
     return ODSI_OK;
 }
 
@@ -168,7 +174,7 @@ enum hop_verdict hop_accept(const struct hop_spec *spec, const struct hop_worker
                             struct hop_order *order, const struct hop_header *header,
                             const struct digest *sender, uint64_t payload_size, enum odsi_err *err)
 {
-    *err = check_sender(spec, sender);
+    *err = check_sender(spec, header, sender);
     if (*err == ODSI_OK && header->epoch != spec->epoch)
         *err = odsi_fail(ODSI_ERR_STATE, "epoch %u: the session's path has epoch %u", header->epoch,
                          spec->epoch);

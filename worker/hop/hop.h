@@ -18,7 +18,9 @@
  * same lie directly, and nobody else is reached by it. The gateway is known by the certificate of
  * its connection and the stage before by that of the connection its steps come on; stages further
  * up are those that the gateway named, and a step comes through them or not at all. A gateway
- * without a certificate shares nothing.
+ * without a certificate shares nothing. Only pages of the prompt are kept: what an answer's tokens
+ * are the last stage says, so the first stage takes tokens of the prompt from the gateway alone, and
+ * keeps nothing of those that come around the ring.
  *
  * What it gives away. The time to the first token tells whether a prefix was computed here before,
  * so a user of a gateway can find out, by asking, whether somebody behind the same gateway asked
@@ -156,7 +158,8 @@ enum hop_verdict {
  * spec; payload_size is that of the frame. The first step begins at any position up to held_count;
  * from there on a position is taken once and in order (draft 3.1): duplicates are known again, gaps
  * are refused.
- * Errors in *err: ODSI_ERR_DENIED (sender is not the stage before), ODSI_ERR_STATE (stale epoch, or
+ * Errors in *err: ODSI_ERR_DENIED (sender is not the stage before; a token of the prompt that does
+ * not come from the gateway), ODSI_ERR_STATE (stale epoch, or
  * a gap), ODSI_ERR_RANGE (beyond token_limit or LIMIT_STEP_TOKENS), ODSI_ERR_INVALID (kind, stage
  * or size do not fit). */
 enum hop_verdict hop_accept(const struct hop_spec *spec, const struct hop_worker *worker,

@@ -101,6 +101,25 @@ Test(hop, begins_at_any_position_that_is_held_and_goes_on_in_order)
     }
 }
 
+/* Goal: a last stage that lies cannot get tokens of its own under the keys of a prompt. */
+Test(hop, tokens_of_the_prompt_come_from_the_gateway_alone)
+{
+    struct fixture f;
+    enum odsi_err err;
+    set_up(&f, 0);
+    f.spec.prompt_count = 70;
+    f.spec.prefix_count = 1;
+    struct hop_header header = step_at(&f, 0, 64);
+    cr_expect_eq(send_step(&f, &header, 3, &err), HOP_REFUSE, "the ring, in place of the gateway");
+    cr_expect_eq(err, ODSI_ERR_DENIED);
+    cr_expect_eq(send_step(&f, &header, 0, &err), HOP_TAKE);
+    header = step_at(&f, 64, 6);
+    cr_expect_eq(send_step(&f, &header, 3, &err), HOP_REFUSE);
+    cr_expect_eq(send_step(&f, &header, 0, &err), HOP_TAKE);
+    header = step_at(&f, 70, 1);
+    cr_expect_eq(send_step(&f, &header, 3, &err), HOP_TAKE, "the answer comes around the ring");
+}
+
 /* Goal: sessions share pages only when the same gateway sent them over the same stages before. */
 Test(hop, a_prefix_scope_is_the_gateway_and_the_stages_before)
 {
