@@ -313,6 +313,7 @@ bench: setup ## measure kernels, hops and a local swarm on this machine
 # way is kept in build/fuzz, so the next run goes on from there; a crash stays there too.
 FUZZ_SECONDS ?= 60
 NEEDS_fuzz_gguf := model kernels crypto base
+NEEDS_fuzz_safetensors := model kernels crypto base
 NEEDS_fuzz_tokenizer := model crypto base
 NEEDS_fuzz_chat := model crypto base
 FUZZERS := $(basename $(notdir $(wildcard tests/fuzz/fuzz_*.c)))

@@ -113,6 +113,7 @@ static const struct {
     {"hidden_activation", GEMMA, RULE_READ},
     {"sliding_window", HF_FAMILIES_ALL & ~HF_LLAMA, RULE_READ},
     {"layer_types", HF_FAMILIES_ALL, RULE_READ},
+    {"sliding_window_size", HF_GEMMA2, RULE_IGNORE}, /* an older name that is not read */
     {"use_sliding_window", WINDOWED, RULE_READ},
     {"max_window_layers", WINDOWED, RULE_READ},
     {"sliding_window_pattern", HF_GEMMA3, RULE_READ},
@@ -160,7 +161,8 @@ static const struct {
     {"keys_to_ignore_at_inference", EVERY, RULE_IGNORE},
     {"is_decoder", EVERY, RULE_IGNORE},
     {"is_llama_config", HF_LLAMA, RULE_IGNORE},
-    {"pretraining_tp", EVERY, RULE_IGNORE}, /* cuts products that give the same sums */
+    {"max_sequence_length", HF_LLAMA, RULE_IGNORE}, /* of old tuned models */
+    {"pretraining_tp", EVERY, RULE_IGNORE},         /* cuts products that give the same sums */
     {"chunk_size_feed_forward", EVERY, RULE_IGNORE},
     {"bos_token_id", EVERY, RULE_IGNORE}, /* tokens are the tokenizer's business */
     {"eos_token_id", EVERY, RULE_IGNORE},
