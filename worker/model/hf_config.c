@@ -8,8 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define EXPERTS_MAX 1024u
-#define NO_WINDOW   0u
+#define NO_WINDOW 0u
 
 /* ---- the architectures ----------------------------------------------------------------------- */
 
@@ -356,7 +355,7 @@ static void read_experts(struct model_params *p, struct hf_json *fields, enum hf
     }
     p->expert_used_count = hf_json_required_u32(fields, "num_experts_per_tok");
     if (fields->err == ODSI_OK)
-        fields->err = check_range("the number of experts", p->expert_count, EXPERTS_MAX);
+        fields->err = check_range("the number of experts", p->expert_count, LIMIT_EXPERTS_MAX);
     if (fields->err == ODSI_OK)
         fields->err = check_range("num_experts_per_tok", p->expert_used_count, p->expert_count);
 }

@@ -300,12 +300,12 @@ static enum odsi_err scale(struct hf_config *config, struct hf_json *fields,
                         "architecture",
                         hf_json_shown(shown, setting->type));
     }
-    /* Layers with a window are not scaled (model.h), which is what Gemma 3 means by it. */
-    if (err == ODSI_OK && p->window > 0 &&
-        (config->family != HF_GEMMA3 || strcmp(setting->type, "linear") != 0))
+    /* model.h: factors divide in all layers, a linear factor in those without a window alone. */
+    const int is_linear = strcmp(setting->type, "linear") == 0;
+    if (err == ODSI_OK && p->window > 0 && is_linear != (config->family == HF_GEMMA3))
         err = odsi_fail(ODSI_ERR_UNSUPPORTED,
-                        "the rotation is scaled by %s in layers with a window, which this build "
-                        "does not do",
+                        "the rotation is scaled by %s in a model with windows, which this build "
+                        "does not do for this architecture",
                         hf_json_shown(shown, setting->type));
     return err;
 }
