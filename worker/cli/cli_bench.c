@@ -3,6 +3,8 @@
 #include "common/base/alloc.h"
 #include "common/base/assert.h"
 #include "common/base/clock.h"
+#include "worker/cli/cli_memory.h"
+#include "worker/engine/kv_cache.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -171,6 +173,16 @@ static double step_size(const struct engine_run *self)
     return (double)self->config->weight_size + kv_size * mean_length * self->config->batch;
 }
 
+static uint64_t work_size(const struct engine_run *self)
+{
+    const struct model_params *p = self->params;
+    const uint64_t pages = engine_kv_tokens_total(self->engine->startup.engine) / KV_PAGE_TOKENS;
+    const uint64_t kept = model_span_weight_size(self->engine->model, 0, p->layer_count) +
+                          pages * kv_cache_page_size(p->layer_count, p->kv_head_count, p->head_dim);
+    const uint64_t peak = cli_memory_peak();
+    return peak > kept ? peak - kept : 0;
+}
+
 static enum odsi_err warm_up(struct engine_run *self)
 {
     const uint32_t prompt_count = self->config->prompt_token_count;
@@ -250,10 +262,13 @@ enum odsi_err cli_bench_engine(struct cli_bench *out, struct cli_engine *engine,
     enum odsi_err err = open_sequences(&self);
     if (err == ODSI_OK)
         err = warm_up(&self);
+    const int has_peak = cli_memory_peak_reset();
     if (err == ODSI_OK)
         err = measure(&self, out);
     if (err == ODSI_OK)
         err = measure_mixed(&self, out);
+    if (has_peak)
+        out->work_size = work_size(&self);
     close_sequences(&self);
     return err;
 }

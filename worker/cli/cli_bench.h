@@ -28,6 +28,8 @@ struct cli_bench {
     double bytes_per_token; /* that decoding reads: weights, shared by the batch, and KV cache;
                               * engine only */
     double read_gbps;       /* bytes_per_token * decode_tps; engine only */
+    uint64_t work_size;     /* the most bytes it had resident beside weights and KV cache, from the
+                             * first prompt on; 0: the system does not tell. Engine only */
 };
 
 /* The engine must have room for batch sessions of prompt + gen positions.

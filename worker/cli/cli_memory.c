@@ -4,8 +4,11 @@
 #include "common/base/assert.h"
 #include "common/base/clock.h"
 
+#include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #define TIME_US    300000u
 #define PASSES_MIN 3u
@@ -88,4 +91,27 @@ enum odsi_err cli_memory_read_gbps(double *out, uint32_t thread_count, size_t si
     alloc_free(memory);
     alloc_free(readers);
     return err;
+}
+
+int cli_memory_peak_reset(void)
+{
+    const int fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    const int done = write(fd, "5", 1) == 1; /* proc(5): the peak resident set size */
+    close(fd);
+    return done;
+}
+
+uint64_t cli_memory_peak(void)
+{
+    unsigned long long kib = 0;
+    char line[128];
+    FILE *file = fopen("/proc/self/status", "re");
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "VmHWM: %llu kB", &kib) == 1)
+            break;
+    if (file)
+        fclose(file);
+    return kib * 1024u;
 }

@@ -67,20 +67,20 @@ static enum odsi_err print_engine(const struct options *options, const struct cl
     const uint32_t threads = cli_engine_thread_count(engine);
     if (options->is_json)
         return cli_json_print(
-            json_pack("{s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:{s:o, s:o}, s:o, s:o, "
-                      "s:o, s:o, s:o}",
-                      "model", cli_json_text(name, strlen(name)), "backend", backend, "isa", isa,
-                      "threads", (json_int_t)threads, "batch", (json_int_t)options->batch,
-                      "prompt_tokens", (json_int_t)options->prompt_token_count, "gen_tokens",
-                      (json_int_t)options->gen_token_count, "prefill_tps",
-                      cli_json_f64(bench->prefill_tps), "decode_tps",
-                      cli_json_f64(bench->decode_tps), "ttft_ms", cli_json_f64(bench->ttft_ms),
-                      "per_token_ms", "p50", cli_json_f64(bench->per_token_p50_ms), "p99",
-                      cli_json_f64(bench->per_token_p99_ms), "bytes_per_token",
-                      cli_json_u64((uint64_t)bench->bytes_per_token), "read_gbps",
-                      cli_json_f64(bench->read_gbps), "copy_gbps", cli_json_f64(copy_gbps),
-                      "mixed_tps", cli_json_f64(bench->mixed_tps), "mixed_token_ms",
-                      cli_json_f64(bench->mixed_token_ms)),
+            json_pack(
+                "{s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:{s:o, s:o}, s:o, s:o, "
+                "s:o, s:o, s:o, s:o}",
+                "model", cli_json_text(name, strlen(name)), "backend", backend, "isa", isa,
+                "threads", (json_int_t)threads, "batch", (json_int_t)options->batch,
+                "prompt_tokens", (json_int_t)options->prompt_token_count, "gen_tokens",
+                (json_int_t)options->gen_token_count, "prefill_tps",
+                cli_json_f64(bench->prefill_tps), "decode_tps", cli_json_f64(bench->decode_tps),
+                "ttft_ms", cli_json_f64(bench->ttft_ms), "per_token_ms", "p50",
+                cli_json_f64(bench->per_token_p50_ms), "p99", cli_json_f64(bench->per_token_p99_ms),
+                "bytes_per_token", cli_json_u64((uint64_t)bench->bytes_per_token), "read_gbps",
+                cli_json_f64(bench->read_gbps), "copy_gbps", cli_json_f64(copy_gbps), "mixed_tps",
+                cli_json_f64(bench->mixed_tps), "mixed_token_ms",
+                cli_json_f64(bench->mixed_token_ms), "work_size", cli_json_u64(bench->work_size)),
             stdout);
     char size[CLI_TEXT_SIZE];
     cli_text_bytes(size, (uint64_t)bench->bytes_per_token);
@@ -94,8 +94,12 @@ static enum odsi_err print_engine(const struct options *options, const struct cl
         printf(
             "mixed      %.1f positions/s with a prompt in pieces beside it (%.2f ms per token)\n",
             bench->mixed_tps, bench->mixed_token_ms);
-    printf("memory     %s per token, %.2f GB/s of the %.2f GB/s that this machine can read\n", size,
+    printf("reads      %s per token, %.2f GB/s of the %.2f GB/s that this machine can read\n", size,
            bench->read_gbps, copy_gbps);
+    if (bench->work_size > 0) {
+        cli_text_bytes(size, bench->work_size);
+        printf("memory     %s beside weights and KV cache\n", size);
+    }
     return ODSI_OK;
 }
 

@@ -10,6 +10,9 @@
 #include <string.h>
 
 #define BATCH_STEPS_DEFAULT 64u
+/* Rows of one product for logits: a vocabulary can be so large that logits of a whole batch would
+ * be most of what the engine works in, and beyond these few the output layer is read often enough. */
+#define LOGIT_ROWS 16u
 
 struct engine {
     const struct model_span *span;
@@ -19,6 +22,7 @@ struct engine {
     struct forward *forward;
     uint32_t batch_tokens_max;
     uint32_t batch_steps_max;
+    uint32_t logit_rows;
     uint32_t *tokens;             /* [batch_tokens_max] */
     uint32_t *positions;          /* [batch_tokens_max] */
     const uint32_t **page_tables; /* [batch_tokens_max] */
@@ -68,13 +72,14 @@ enum odsi_err engine_open(struct engine **out, const struct model_span *span,
     self->batch_tokens_max =
         config->batch_tokens_max ? config->batch_tokens_max : LIMIT_STEP_TOKENS;
     self->batch_steps_max = config->batch_steps_max ? config->batch_steps_max : BATCH_STEPS_DEFAULT;
+    self->logit_rows = self->batch_steps_max < LOGIT_ROWS ? self->batch_steps_max : LOGIT_ROWS;
     err = alloc_zeroed(&self->tokens, self->batch_tokens_max, sizeof *self->tokens);
     if (err == ODSI_OK)
         err = alloc_zeroed(&self->positions, self->batch_tokens_max, sizeof *self->positions);
     if (err == ODSI_OK)
         err = alloc_zeroed(&self->page_tables, self->batch_tokens_max, sizeof *self->page_tables);
     if (err == ODSI_OK)
-        err = forward_open(&self->forward, span, self->batch_tokens_max, self->batch_steps_max);
+        err = forward_open(&self->forward, span, self->batch_tokens_max, self->logit_rows);
     if (err == ODSI_OK)
         err = take_cache(self, config->kv_size);
     if (err != ODSI_OK) {
@@ -306,32 +311,46 @@ static enum odsi_err run_layers(struct engine *self, uint32_t layer_first, uint3
     return ODSI_OK;
 }
 
-/* Logits of the last position of every step that wants them, in one product. */
+/* Logits of the marked rows, which are those of steps[first], ... in order. */
+static enum odsi_err run_logit_group(struct engine *self, const struct engine_step *steps,
+                                     uint32_t step_count, uint32_t first, uint32_t group_count)
+{
+    const uint32_t vocab_size = self->params->vocab_size;
+    const float *logits = NULL;
+    enum odsi_err err = forward_logits(self->forward, group_count, &logits);
+    for (uint32_t i = first, row = 0; err == ODSI_OK && i < step_count && row < group_count; i++) {
+        if (!steps[i].logits)
+            continue;
+        err = self->backend->ops->download(self->backend, steps[i].logits,
+                                           logits + (size_t)row++ * vocab_size,
+                                           vocab_size * sizeof(float));
+    }
+    return err;
+}
+
+/* Logits of the last position of every step that wants them, LOGIT_ROWS in one product. */
 static enum odsi_err run_logits(struct engine *self, struct engine_step *steps, uint32_t step_count)
 {
-    const struct model_params *p = self->params;
-    const float *logits = NULL;
     uint32_t row = 0;
+    uint32_t first = 0; /* step of the group's first row */
     uint32_t wanted = 0;
     enum odsi_err err = ODSI_OK;
     for (uint32_t i = 0; i < step_count && err == ODSI_OK; i++) {
         row += steps[i].token_count;
         if (!steps[i].logits)
             continue;
-        ODSI_ASSERT(steps[i].session->layer_end == p->layer_count);
-        err = forward_want_logits(self->forward, wanted++, row - 1);
+        ODSI_ASSERT(steps[i].session->layer_end == self->params->layer_count);
+        if (wanted == self->logit_rows) {
+            err = run_logit_group(self, steps, step_count, first, wanted);
+            wanted = 0;
+        }
+        if (wanted == 0)
+            first = i;
+        if (err == ODSI_OK)
+            err = forward_want_logits(self->forward, wanted++, row - 1);
     }
-    if (err != ODSI_OK || wanted == 0)
-        return err;
-    err = forward_logits(self->forward, wanted, &logits);
-    wanted = 0;
-    for (uint32_t i = 0; i < step_count && err == ODSI_OK; i++) {
-        if (!steps[i].logits)
-            continue;
-        err = self->backend->ops->download(self->backend, steps[i].logits,
-                                           logits + (size_t)wanted++ * p->vocab_size,
-                                           p->vocab_size * sizeof(float));
-    }
+    if (err == ODSI_OK && wanted > 0)
+        err = run_logit_group(self, steps, step_count, first, wanted);
     return err;
 }
 

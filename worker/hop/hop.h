@@ -19,8 +19,8 @@
  * its connection and the stage before by that of the connection its steps come on; stages further
  * up are those that the gateway named, and a step comes through them or not at all. A gateway
  * without a certificate shares nothing. Only pages of the prompt are kept: what an answer's tokens
- * are the last stage says, so the first stage takes tokens of the prompt from the gateway alone, and
- * keeps nothing of those that come around the ring.
+ * are is the last stage's word, so the first stage takes tokens of the prompt from the gateway
+ * alone, and keeps nothing of those that come around the ring.
  *
  * What it gives away. The time to the first token tells whether a prefix was computed here before,
  * so a user of a gateway can find out, by asking, whether somebody behind the same gateway asked

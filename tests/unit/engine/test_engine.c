@@ -208,11 +208,12 @@ Test(engine, bits_do_not_depend_on_how_a_prompt_is_cut)
     }
 }
 
-/* Goal: neighbours in a batch change nothing. Method: eight sessions with different texts, run
- * alone and then together, prompt chunks and decodes mixed. */
+/* Goal: neighbours in a batch change nothing. Method: forty sessions with different texts, run alone
+ * and then together, prompt chunks and decodes mixed, with and without logits on the way; more
+ * logits than one product gives. */
 Test(engine, bits_do_not_depend_on_the_batch)
 {
-    enum { SESSIONS = 8, TOKENS = 40 };
+    enum { SESSIONS = 40, TOKENS = 40 };
     struct fixture f;
     uint32_t tokens[SESSIONS][TOKENS];
     float *alone[SESSIONS], *together[SESSIONS];
@@ -235,11 +236,13 @@ Test(engine, bits_do_not_depend_on_the_batch)
             const uint32_t left = TOKENS - done[s];
             if (left == 0)
                 continue;
-            const uint32_t chunk = s + 1 < left ? s + 1 : left; /* 1 .. 8 positions */
+            const uint32_t wish = s % 8 + 1;
+            const uint32_t chunk = wish < left ? wish : left;
+            const int wants_logits = s % 3 > 0 || chunk == left;
             steps[running++] = (struct engine_step){.session = sessions[s],
                                                     .token_count = chunk,
                                                     .tokens = tokens[s] + done[s],
-                                                    .logits = together[s]};
+                                                    .logits = wants_logits ? together[s] : NULL};
             done[s] += chunk;
         }
         if (running > 0)
