@@ -17,8 +17,8 @@
  * same stages before this one (hop_prefix_scope): both could have told each of those sessions the
  * same lie directly, and nobody else is reached by it. The gateway is known by the certificate of
  * its connection and the stage before by that of the connection its steps come on; stages further
- * up are those that the gateway named, and a step comes through them or not at all. A gateway
- * without a certificate shares nothing. Only pages of the prompt are kept: what an answer's tokens
+ * up are those that the gateway named, and whether the stage before listens to them is one of the
+ * things it could lie about. A gateway without a certificate shares nothing. Only pages of the prompt are kept: what an answer's tokens
  * are is the last stage's word, so the first stage takes tokens of the prompt from the gateway
  * alone, and keeps nothing of those that come around the ring.
  *
