@@ -1,5 +1,6 @@
 /* How fast this machine reads memory: the ceiling of decoding, which reads every weight once per
- * token; and how much of it this process takes. Main thread; starts threads of its own for the time of the call. */
+ * token; and how much of it this process takes. Main thread; starts threads of its own for the time
+ * of the call. */
 #ifndef ODSI_WORKER_CLI_CLI_MEMORY_H
 #define ODSI_WORKER_CLI_CLI_MEMORY_H
 #include "common/base/err.h"

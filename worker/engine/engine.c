@@ -10,8 +10,8 @@
 #include <string.h>
 
 #define BATCH_STEPS_DEFAULT 64u
-/* Rows of one product for logits: of a large vocabulary those of a whole batch would be most of what
- * the engine works in, and so many share one reading of the output layer well enough. */
+/* Rows of one product for logits: of a large vocabulary those of a whole batch would be most of
+ * what the engine works in, and so many share one reading of the output layer well enough. */
 #define LOGIT_ROWS 16u
 
 struct engine {

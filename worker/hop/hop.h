@@ -18,9 +18,10 @@
  * same lie directly, and nobody else is reached by it. The gateway is known by the certificate of
  * its connection and the stage before by that of the connection its steps come on; stages further
  * up are those that the gateway named, and whether the stage before listens to them is one of the
- * things it could lie about. A gateway without a certificate shares nothing. Only pages of the prompt are kept: what an answer's tokens
- * are is the last stage's word, so the first stage takes tokens of the prompt from the gateway
- * alone, and keeps nothing of those that come around the ring.
+ * things it could lie about. A gateway without a certificate shares nothing. Only pages of the
+ * prompt are kept: what an answer's tokens are is the last stage's word, so the first stage takes
+ * tokens of the prompt from the gateway alone, and keeps nothing of those that come around the
+ * ring.
  *
  * What it gives away. The time to the first token tells whether a prefix was computed here before,
  * so a user of a gateway can find out, by asking, whether somebody behind the same gateway asked

@@ -208,9 +208,9 @@ Test(engine, bits_do_not_depend_on_how_a_prompt_is_cut)
     }
 }
 
-/* Goal: neighbours in a batch change nothing. Method: forty sessions with different texts, run alone
- * and then together, prompt chunks and decodes mixed, with and without logits on the way; more
- * logits than one product gives. */
+/* Goal: neighbours in a batch change nothing. Method: forty sessions with different texts, run
+ * alone and then together, prompt chunks and decodes mixed, with and without logits on the way;
+ * more logits than one product gives. */
 Test(engine, bits_do_not_depend_on_the_batch)
 {
     enum { SESSIONS = 40, TOKENS = 40 };
