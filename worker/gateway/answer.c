@@ -231,7 +231,7 @@ static int is_worth_taking(const struct answer *self, const struct choice *choic
            cost <= chosen_cost * KNOWN_COST_PERCENT / 100;
 }
 
-/* Prefers the path that was given the beginning of this text before, and remembers the one taken. */
+/* Prefers the path that was given the beginning of this text, and remembers the one taken. */
 static enum odsi_err follow_prefix(struct answer *self, struct choice *choice,
                                    uint32_t candidate_count)
 {
