@@ -14,16 +14,20 @@
 
 struct quantizer {
     struct pool *pool;
+    float *rows; /* [threads][cols_max] */
+    uint32_t cols_max;
 };
 
-/* One call of quantizer_rows. */
+/* One call of quantizer_convert, or of quantizer_rows, where the rows are there as f32. */
 struct job {
+    enum tensor_type from;
+    const uint8_t *in;
     enum tensor_type type;
-    const float *weights;
     uint8_t *out;
     uint64_t row_count;
     uint32_t cols;
     uint64_t task_rows;
+    float *rows;      /* [threads][cols] */
     uint64_t bad_row; /* the lowest one, UINT64_MAX: none */
 };
 
@@ -46,6 +50,7 @@ void quantizer_close(struct quantizer **self_pointer)
     if (!self)
         return;
     pool_close(&self->pool);
+    alloc_free(self->rows);
     alloc_free(self);
     *self_pointer = NULL;
 }
@@ -153,37 +158,73 @@ static void note_bad(struct job *job, uint64_t row)
         ;
 }
 
+/* The index-th row as f32: as it is, or read into this thread's room. */
+static const float *row_of(const struct job *job, uint64_t index, uint32_t thread)
+{
+    const uint8_t *from = job->in + index * quant_row_size(job->from, job->cols);
+    if (!job->rows)
+        return (const float *)(const void *)from;
+    float *row = job->rows + (size_t)thread * job->cols;
+    quantizer_read_row(job->from, from, job->cols, row);
+    return row;
+}
+
 static void run_task(void *context, uint32_t index, uint32_t thread)
 {
     struct job *job = context;
     const size_t row_size = quant_row_size(job->type, job->cols);
     const uint64_t first = index * job->task_rows;
-    (void)thread;
     for (uint64_t row = first; row < first + job->task_rows && row < job->row_count; row++)
-        if (quantizer_row(job->type, job->weights + row * job->cols, job->cols,
+        if (quantizer_row(job->type, row_of(job, row, thread), job->cols,
                           job->out + row * row_size) < job->cols)
             note_bad(job, row);
+}
+
+static enum odsi_err run_job(struct quantizer *self, struct job *job)
+{
+    job->task_rows = job->cols >= TASK_COLS ? 1 : TASK_COLS / job->cols;
+    job->bad_row = UINT64_MAX;
+    const uint64_t task_count = (job->row_count + job->task_rows - 1) / job->task_rows;
+    ODSI_ASSERT(task_count < POOL_TASKS_MAX);
+    pool_run(self->pool, run_task, job, (uint32_t)task_count);
+    if (job->bad_row == UINT64_MAX)
+        return ODSI_OK;
+    const float *row = row_of(job, job->bad_row, 0);
+    const uint32_t column = find_bad(row, job->cols, weight_max(job->type));
+    return odsi_fail(ODSI_ERR_NUMERIC,
+                     "the weight in row %" PRIu64 ", column %" PRIu32
+                     " is %g, which %s cannot hold",
+                     job->bad_row, column, (double)row[column], quant_name((uint32_t)job->type));
 }
 
 enum odsi_err quantizer_rows(struct quantizer *self, enum tensor_type type, const float *weights,
                              uint64_t row_count, uint32_t cols, void *out)
 {
-    struct job job = {.type = type,
-                      .weights = weights,
+    struct job job = {.from = TENSOR_F32,
+                      .in = (const uint8_t *)weights,
+                      .type = type,
+                      .out = out,
+                      .row_count = row_count,
+                      .cols = cols};
+    return run_job(self, &job);
+}
+
+enum odsi_err quantizer_convert(struct quantizer *self, enum tensor_type from, const void *in,
+                                enum tensor_type type, uint64_t row_count, uint32_t cols, void *out)
+{
+    if (cols > self->cols_max) {
+        const enum odsi_err err = alloc_resize(
+            &self->rows, (size_t)pool_thread_count(self->pool) * cols, sizeof *self->rows);
+        if (err != ODSI_OK)
+            return err;
+        self->cols_max = cols;
+    }
+    struct job job = {.from = from,
+                      .in = in,
+                      .type = type,
                       .out = out,
                       .row_count = row_count,
                       .cols = cols,
-                      .task_rows = cols >= TASK_COLS ? 1 : TASK_COLS / cols,
-                      .bad_row = UINT64_MAX};
-    const uint64_t task_count = (row_count + job.task_rows - 1) / job.task_rows;
-    ODSI_ASSERT(task_count < POOL_TASKS_MAX);
-    pool_run(self->pool, run_task, &job, (uint32_t)task_count);
-    if (job.bad_row == UINT64_MAX)
-        return ODSI_OK;
-    const float *row = weights + job.bad_row * cols;
-    const uint32_t column = find_bad(row, cols, weight_max(type));
-    return odsi_fail(ODSI_ERR_NUMERIC,
-                     "the weight in row %" PRIu64 ", column %" PRIu32
-                     " is %g, which %s cannot hold",
-                     job.bad_row, column, (double)row[column], quant_name((uint32_t)type));
+                      .rows = self->rows};
+    return run_job(self, &job);
 }

@@ -28,10 +28,17 @@ ODSI_MUST_USE enum odsi_err quantizer_rows(struct quantizer *self, enum tensor_t
                                            const float *weights, uint64_t row_count, uint32_t cols,
                                            void *out);
 
+/* The same from rows of type `from`, which have cols columns too; in and out do not overlap.
+ * Errors: also ODSI_ERR_NO_MEMORY. */
+ODSI_MUST_USE enum odsi_err quantizer_convert(struct quantizer *self, enum tensor_type from,
+                                              const void *in, enum tensor_type type,
+                                              uint64_t row_count, uint32_t cols, void *out);
+
 /* One row on this thread; any thread. Returns cols, or the first column with a weight that type
  * does not take; then out is not set. */
 uint32_t quantizer_row(enum tensor_type type, const float *weights, uint32_t cols, void *out);
 
-/* What a row of any type means, in f32: factor * q + min, each operation rounded. Any thread. */
+/* What a row of any type means, in f32: factor * q + min, each operation rounded. Any thread.
+ * row: of F32, F16 and BF16 too it may lie anywhere. */
 void quantizer_read_row(enum tensor_type type, const void *row, uint32_t cols, float *out);
 #endif
