@@ -185,6 +185,8 @@ static enum odsi_err run_prompt(struct run *self)
     enum odsi_err err = ODSI_OK;
     if (chunk == 0 || chunk > chunk_max)
         chunk = chunk_max;
+    if (self->config->each_position)
+        chunk = 1;
     engine_set_tap(engine, tap, self);
     for (uint32_t at = 0; err == ODSI_OK && at < count; at += chunk) {
         const uint32_t left = count - at;
@@ -192,9 +194,11 @@ static enum odsi_err run_prompt(struct run *self)
             .session = self->session,
             .token_count = left < chunk ? left : chunk,
             .tokens = self->config->tokens + at,
-            .logits = left <= chunk ? trace->logits : NULL,
+            .logits = left <= chunk || self->config->each_position ? trace->logits : NULL,
         };
         err = run_step(self, &step);
+        if (err == ODSI_OK && self->config->each_position)
+            err = self->config->each_position(self->config->context, trace->logits);
     }
     engine_set_tap(engine, NULL, NULL);
     if (err != ODSI_OK)

@@ -31,6 +31,10 @@ struct cli_trace_config {
     uint32_t neighbour_count; /* sessions of other content and lengths in the same batches */
     uint32_t new_tokens_max;  /* tokens to generate; 0: none */
     const struct cli_sampling *sampling;
+    /* Called with the logits [vocab_size] of each of the tokens in turn, which then run one by one;
+     * NULL: not. An error ends the trace. */
+    enum odsi_err (*each_position)(void *context, const float *logits);
+    void *context;
 };
 
 /* Positions that the engine must have room for in each session of that trace: its own, and one for

@@ -28,6 +28,13 @@ struct options {
     uint32_t neighbour_count;
     struct cli_sampling sampling;
     int is_json;
+    int with_positions;
+};
+
+/* What --positions collects: a list of the largest logits for each token. */
+struct positions {
+    uint32_t vocab_size;
+    json_t *list;
 };
 
 /* The tokens to trace; *out is ended with alloc_free. */
@@ -59,6 +66,29 @@ static enum odsi_err read_tokens(const struct options *options, const struct cli
 
 /* ---- output ---------------------------------------------------------------------------------- */
 
+static enum odsi_err add_position(void *context, const float *logits)
+{
+    struct positions *self = context;
+    if (json_array_append_new(self->list, cli_json_top(logits, self->vocab_size, TOP_COUNT)) != 0)
+        return odsi_fail(ODSI_ERR_NO_MEMORY, "no memory for the logits of all positions");
+    return ODSI_OK;
+}
+
+/* One line of "id logit" pairs for each position. */
+static void print_positions(const json_t *list)
+{
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *top = json_array_get(list, i);
+        printf("%-9zu", i);
+        for (size_t k = 0; k < json_array_size(top); k++) {
+            const json_t *pair = json_array_get(top, k);
+            printf(" %" JSON_INTEGER_FORMAT " %.4f ", json_integer_value(json_array_get(pair, 0)),
+                   json_number_value(json_array_get(pair, 1)));
+        }
+        putchar('\n');
+    }
+}
+
 static json_t *layers_json(const struct cli_trace *trace, uint32_t layer_count)
 {
     json_t *list = json_array();
@@ -81,7 +111,8 @@ static uint32_t argmax(const float *logits, uint32_t count)
 }
 
 static enum odsi_err print_json(const struct cli_engine *engine,
-                                const struct cli_trace_config *config, struct cli_trace *trace)
+                                const struct cli_trace_config *config, struct cli_trace *trace,
+                                json_t *positions)
 {
     const struct model_params *params = model_params_view(engine->model);
     json_t *object = json_pack(
@@ -106,11 +137,16 @@ static enum odsi_err print_json(const struct cli_engine *engine,
             object = NULL;
         }
     }
+    if (object && positions && json_object_set(object, "positions", positions) != 0) {
+        json_decref(object);
+        object = NULL;
+    }
     return cli_json_print(object, stdout);
 }
 
 static enum odsi_err print_text(const struct cli_engine *engine,
-                                const struct cli_trace_config *config, struct cli_trace *trace)
+                                const struct cli_trace_config *config, struct cli_trace *trace,
+                                const json_t *positions)
 {
     const struct model_params *params = model_params_view(engine->model);
     char hex[DIGEST_HEX_SIZE];
@@ -123,6 +159,7 @@ static enum odsi_err print_text(const struct cli_engine *engine,
     }
     digest_to_hex(hex, &trace->logits_id);
     printf("logits    %s\nargmax    %" PRIu32 "\n", hex, argmax(trace->logits, params->vocab_size));
+    print_positions(positions);
     if (config->new_tokens_max > 0) {
         printf("tokens    ");
         for (uint32_t i = 0; i < trace->new_token_count; i++)
@@ -146,10 +183,17 @@ static enum odsi_err trace_tokens(const struct options *options, const struct bu
                                       .neighbour_count = options->neighbour_count,
                                       .new_tokens_max = options->new_tokens_max,
                                       .sampling = &options->sampling};
+    struct positions positions = {0};
     enum odsi_err err = cli_engine_describe(&engine, options->model);
     if (err == ODSI_OK)
         err = read_tokens(options, &engine, prompt, &tokens, &config.token_count);
     config.tokens = tokens;
+    if (err == ODSI_OK && options->with_positions) {
+        positions.vocab_size = model_params_view(engine.model)->vocab_size;
+        positions.list = json_array();
+        config.each_position = add_position;
+        config.context = &positions;
+    }
     if (err == ODSI_OK)
         err = cli_engine_load(&engine, options->backend, options->thread_count,
                               1 + config.neighbour_count,
@@ -157,8 +201,9 @@ static enum odsi_err trace_tokens(const struct options *options, const struct bu
     if (err == ODSI_OK)
         err = cli_trace_run(&trace, &engine, &config);
     if (err == ODSI_OK)
-        err = options->is_json ? print_json(&engine, &config, &trace)
-                               : print_text(&engine, &config, &trace);
+        err = options->is_json ? print_json(&engine, &config, &trace, positions.list)
+                               : print_text(&engine, &config, &trace, positions.list);
+    json_decref(positions.list);
     cli_trace_free(&trace);
     alloc_free(tokens);
     cli_engine_close(&engine);
@@ -205,6 +250,8 @@ int cmd_trace_run(int argc, char **argv)
          "sessions of other texts and lengths in the same batches; changes nothing", 0},
         {"generate", 'n', ARGS_U32, &options.new_tokens_max, "N",
          "then generate N tokens, in this one process", 0},
+        {"positions", 0, ARGS_FLAG, &options.with_positions, NULL,
+         "the largest logits of every token, not only of the last", 0},
         CLI_SAMPLING_OPTIONS(options.sampling),
         {"json", 0, ARGS_FLAG, &options.is_json, NULL, "one object", 0},
         {NULL},
