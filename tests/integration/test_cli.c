@@ -168,6 +168,11 @@ Test(cli, mistakes_in_the_flags_end_with_2_and_one_line)
         {"model", "transmute", "a"},
         {"model", "synth", "a", "--shape", "none"},
         {"model", "synth", "a", "--shape", "llama-tiny", "--type", "q9"},
+        {"model", "inspect", "a", "b"},
+        {"model", "quantize", "a", "--type", "q4_k_m"},
+        {"model", "quantize", "a", "b"},
+        {"model", "quantize", "a", "b", "c", "--type", "q4_k_m"},
+        {"model", "quantize", "a", "b", "--type", "q4_k_m", "--threads", "5000"},
         {"identity", "borrow"},
         {"status", "now"},
     };
@@ -376,6 +381,65 @@ Test(cli, model_synth_makes_the_same_bytes_from_the_same_seed)
     struct said said = RUN("model", "synth", path[0], "--shape", "llama-tiny");
     cr_expect_eq(said.code, 1, "an existing file must stay");
     said_free(&said);
+}
+
+static const char *text_at(const json_t *object, const char *outer, const char *key)
+{
+    const char *text = json_string_value(json_object_get(json_object_get(object, outer), key));
+    return text ? text : "";
+}
+
+Test(cli, model_quantize_writes_what_inspect_describes)
+{
+    char from[PROCESS_PATH_SIZE], to[PROCESS_PATH_SIZE];
+    cr_assert_eq(process_path(from, folder, "g16.gguf"), ODSI_OK);
+    cr_assert_eq(process_path(to, folder, "g4.gguf"), ODSI_OK);
+    struct said said = RUN("model", "synth", from, "--shape", "gemma3-tiny", "--type", "f16");
+    cr_assert_eq(said.code, 0, "%s", said.log);
+    said_free(&said);
+    json_t *made =
+        OBJECT("model", "quantize", from, to, "--type", "q4_k_m", "--threads", "2", "--json");
+    json_t *got = OBJECT("model", "inspect", to, "--json");
+    cr_expect_eq(json_integer_value(json_object_get(made, "tensors")), 93);
+    cr_expect(json_equal(json_object_get(made, "size_after"), json_object_get(got, "weight_size")));
+    cr_expect(json_equal(json_object_get(made, "bits_per_weight"),
+                         json_object_get(got, "bits_per_weight")));
+    cr_expect_str_eq(json_string_value(json_object_get(got, "family")), "gemma3");
+    cr_expect_eq(json_integer_value(json_object_get(got, "window")), 24);
+    cr_expect_eq(json_integer_value(json_object_get(got, "windowed_layers")), 6);
+    cr_expect_eq(json_integer_value(json_object_get(got, "kv_size_per_token")), 7 * 2 * 64 * 2);
+    cr_expect_str_eq(text_at(got, "tokenizer", "kind"), "SentencePiece");
+    cr_expect_str_eq(text_at(got, "tokenizer", "chat_layout"), "gemma");
+    json_t *types = json_object_get(got, "types");
+    cr_assert_eq(json_array_size(types), 3);
+    cr_expect_str_eq(json_string_value(json_object_get(json_array_get(types, 1), "type")), "q4_k");
+    cr_expect_eq(json_integer_value(json_object_get(json_array_get(types, 1), "tensors")), 43);
+    json_decref(made);
+    json_decref(got);
+    said = RUN("model", "quantize", to, from, "--type", "q8_0");
+    cr_expect_eq(said.code, 1, "an existing file must stay");
+    said_free(&said);
+    said = RUN("model", "inspect", to);
+    cr_expect(strstr(said.output, "  q4_k      43 tensors, "), "%s", said.output);
+    cr_expect(strstr(said.output, "window      24 positions, in 6 layers"), "%s", said.output);
+    said_free(&said);
+}
+
+Test(cli, trace_tells_the_best_tokens_of_every_position)
+{
+    json_t *got =
+        OBJECT("trace", "--model", MODEL_Q8, "--tokens", "1,5,7,9", "--positions", "--json");
+    json_t *whole = OBJECT("trace", "--model", MODEL_Q8, "--tokens", "1,5,7,9", "--json");
+    json_t *part = OBJECT("trace", "--model", MODEL_Q8, "--tokens", "1,5", "--json");
+    json_t *positions = json_object_get(got, "positions");
+    cr_assert_eq(json_array_size(positions), 4);
+    cr_expect(json_equal(json_array_get(positions, 3), json_object_get(whole, "top")));
+    cr_expect(json_equal(json_array_get(positions, 1), json_object_get(part, "top")));
+    cr_expect(json_equal(json_object_get(got, "layers"), json_object_get(whole, "layers")));
+    cr_expect_null(json_object_get(whole, "positions"));
+    json_decref(got);
+    json_decref(whole);
+    json_decref(part);
 }
 
 Test(cli, identity_is_made_once_and_shown_in_three_forms)

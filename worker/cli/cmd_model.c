@@ -2,13 +2,13 @@
 
 #include "common/base/args.h"
 #include "common/base/buf.h"
-#include "kernels/quant.h"
+#include "kernels/cpu/pool.h"
 #include "worker/cli/cli_input.h"
+#include "worker/cli/cli_inspect.h"
 #include "worker/cli/cli_json.h"
 #include "worker/cli/cli_progress.h"
 #include "worker/cli/cli_text.h"
-#include "worker/model/gguf.h"
-#include "worker/model/model.h"
+#include "worker/model/quantize.h"
 #include "worker/model/synth.h"
 
 #include <inttypes.h>
@@ -17,14 +17,18 @@
 
 static const char command_name[] = "model";
 
+#define WORDS_MAX 3
+
 struct options {
     const char *shape;
     const char *type;
     uint64_t seed;
+    uint32_t threads;
     int is_json;
     int with_metadata;
     int with_tensors;
     int is_pure;
+    int may_requantize;
 };
 
 static void show_progress(void *context, uint64_t done, uint64_t total)
@@ -34,137 +38,36 @@ static void show_progress(void *context, uint64_t done, uint64_t total)
 
 /* ---- inspect --------------------------------------------------------------------------------- */
 
-static const char *type_name(uint32_t type)
-{
-    const char *name = quant_name(type);
-    return name ? name : gguf_type_name(type);
-}
-
-static void print_summary(const struct model *model)
-{
-    const struct model_params *p = model_params_view(model);
-    char id[DIGEST_HEX_SIZE], size[CLI_TEXT_SIZE];
-    digest_to_hex(id, model_id_view(model));
-    cli_text_bytes(size, p->weight_size);
-    printf("name        ");
-    cli_text_show(stdout, 1, p->name, strlen(p->name));
-    printf("\nmodel id    %s\nnumerics    %u\n", id, NUMERICS_VERSION);
-    printf("layers      %" PRIu32 "\ndim         %" PRIu32 "\nheads       %" PRIu32 " of %" PRIu32
-           ", %" PRIu32 " for keys and values\n",
-           p->layer_count, p->dim, p->head_count, p->head_dim, p->kv_head_count);
-    printf("ffn         %" PRIu32 "\nvocabulary  %" PRIu32 "\ncontext     %" PRIu32 "\n",
-           p->ffn_dim, p->vocab_size, p->context_length);
-    printf("rms eps     %g\nrope base   %g\nweights     %s\n", (double)p->rms_eps,
-           (double)p->rope_base, size);
-}
-
-static void print_key(void *context, struct gguf_text key, const char *value)
-{
-    (void)context;
-    printf("  ");
-    cli_text_show(stdout, 1, key.data, key.size);
-    printf(" = ");
-    cli_text_show(stdout, 1, value, strlen(value));
-    putchar('\n');
-}
-
-static void print_tensors(const struct gguf *file)
-{
-    for (uint64_t i = 0; i < gguf_tensor_count(file); i++) {
-        const struct gguf_tensor *tensor = gguf_tensor_at(file, i);
-        char size[CLI_TEXT_SIZE];
-        cli_text_bytes(size, tensor->size);
-        printf("  ");
-        cli_text_show(stdout, 1, tensor->name.data, tensor->name.size);
-        printf("  %s  [", type_name(tensor->ggml_type));
-        for (uint32_t d = tensor->dim_count; d-- > 0;)
-            printf("%" PRIu64 "%s", tensor->dims[d], d ? "][" : "]  ");
-        printf("%s\n", size);
-    }
-}
-
-static enum odsi_err print_text(const struct model *model, const struct gguf *file,
-                                const struct options *options)
-{
-    print_summary(model);
-    if (options->with_metadata) {
-        printf("\nmetadata\n");
-        gguf_visit_metadata(file, print_key, NULL);
-    }
-    if (options->with_tensors) {
-        printf("\ntensors ([rows][cols])\n");
-        print_tensors(file);
-    }
-    return fflush(stdout) == 0 ? ODSI_OK : odsi_fail(ODSI_ERR_IO, "writing the output failed");
-}
-
-static json_t *tensors_json(const struct gguf *file)
-{
-    json_t *list = json_array();
-    int bad = 0;
-    for (uint64_t i = 0; i < gguf_tensor_count(file); i++) {
-        const struct gguf_tensor *tensor = gguf_tensor_at(file, i);
-        json_t *shape = json_array();
-        for (uint32_t d = tensor->dim_count; d-- > 0;)
-            bad |= json_array_append_new(shape, cli_json_u64(tensor->dims[d]));
-        bad |= json_array_append_new(list,
-                                     json_pack("{s:o, s:s, s:o, s:o}", "name",
-                                               cli_json_text(tensor->name.data, tensor->name.size),
-                                               "type", type_name(tensor->ggml_type), "shape", shape,
-                                               "size", cli_json_u64(tensor->size)));
-    }
-    if (!bad)
-        return list;
-    json_decref(list);
-    return NULL;
-}
-
-static enum odsi_err print_json(const struct model *model, const struct gguf *file,
-                                const struct options *options)
-{
-    const struct model_params *p = model_params_view(model);
-    json_t *object = json_pack(
-        "{s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "name",
-        cli_json_text(p->name, strlen(p->name)), "model_id", cli_json_digest(model_id_view(model)),
-        "numerics", (json_int_t)NUMERICS_VERSION, "layers", (json_int_t)p->layer_count, "dim",
-        (json_int_t)p->dim, "heads", (json_int_t)p->head_count, "kv_heads",
-        (json_int_t)p->kv_head_count, "head_dim", (json_int_t)p->head_dim, "ffn",
-        (json_int_t)p->ffn_dim, "vocabulary", (json_int_t)p->vocab_size, "context",
-        cli_json_u64(p->context_length), "rms_eps", cli_json_f64((double)p->rms_eps), "rope_base",
-        cli_json_f64((double)p->rope_base), "weight_size", cli_json_u64(p->weight_size));
-    if (object && options->with_tensors &&
-        json_object_set_new(object, "tensors", tensors_json(file)) != 0) {
-        json_decref(object);
-        object = NULL;
-    }
-    return cli_json_print(object, stdout);
-}
-
-static enum odsi_err inspect(const char *path, const struct options *options)
+static int inspect(const char *const *files, const struct options *options)
 {
     char cache[CLI_INPUT_PATH_SIZE];
     struct cli_progress progress;
     struct model *model = NULL;
-    struct gguf *file = NULL;
+    struct source *source = NULL;
     cli_progress_init(&progress, stderr);
-    enum odsi_err err = model_open(&model, path, cli_input_cache(cache), show_progress, &progress);
+    enum odsi_err err =
+        model_open(&model, files[0], cli_input_cache(cache), show_progress, &progress);
     cli_progress_clear(&progress);
     if (err == ODSI_OK)
-        err = gguf_open(&file, path);
+        err = source_open(&source, files[0]);
+    const struct cli_inspect parts = {.model = model,
+                                      .source = source,
+                                      .with_metadata = options->with_metadata,
+                                      .with_tensors = options->with_tensors};
     if (err == ODSI_OK)
         err =
-            options->is_json ? print_json(model, file, options) : print_text(model, file, options);
-    gguf_close(&file);
+            options->is_json ? cli_inspect_json(&parts, stdout) : cli_inspect_text(&parts, stdout);
+    source_close(&source);
     model_close(&model);
-    return err;
+    return err == ODSI_OK ? CMD_OK : cli_input_failed(command_name, err);
 }
 
-/* ---- synth ----------------------------------------------------------------------------------- */
+/* ---- synth and quantize ---------------------------------------------------------------------- */
 
 /* The mix that --type and --pure name. Returns 0 after saying what is wrong. */
 static int read_mix(const struct options *options, struct quant_mix *out)
 {
-    const struct quant_mix *mix = quant_mix_find(options->type);
+    const struct quant_mix *mix = options->type ? quant_mix_find(options->type) : NULL;
     if (mix) {
         *out = options->is_pure ? quant_mix_pure(mix->type) : *mix;
         return 1;
@@ -178,10 +81,11 @@ static int read_mix(const struct options *options, struct quant_mix *out)
     return 0;
 }
 
-static int synth(const char *path, const struct options *options)
+static int synth(const char *const *files, const struct options *options)
 {
     struct cli_progress progress;
     struct quant_mix mix;
+    struct options with_type = *options;
     const struct synth_shape *shape = options->shape ? synth_shape_find(options->shape) : NULL;
     if (!shape) {
         struct buf names;
@@ -193,68 +97,131 @@ static int synth(const char *path, const struct options *options)
         buf_free(&names);
         return code;
     }
-    if (!read_mix(options, &mix))
+    if (!with_type.type)
+        with_type.type = "q8_0";
+    if (!read_mix(&with_type, &mix))
         return CMD_USAGE;
     cli_progress_init(&progress, stderr);
     const enum odsi_err err =
-        synth_write_mix(path, shape, &mix, options->seed, show_progress, &progress);
+        synth_write_mix(files[0], shape, &mix, options->seed, show_progress, &progress);
     cli_progress_clear(&progress);
+    return err == ODSI_OK ? CMD_OK : cli_input_failed(command_name, err);
+}
+
+static enum odsi_err print_result(const struct quantize_result *result,
+                                  const struct options *options)
+{
+    char before[CLI_TEXT_SIZE], after[CLI_TEXT_SIZE];
+    const double bits = 8.0 * (double)result->size_after / (double)result->weight_count;
+    if (options->is_json)
+        return cli_json_print(
+            json_pack("{s:I, s:o, s:o, s:o, s:o}", "tensors", (json_int_t)result->tensor_count,
+                      "weights", cli_json_u64(result->weight_count), "size_before",
+                      cli_json_u64(result->size_before), "size_after",
+                      cli_json_u64(result->size_after), "bits_per_weight", cli_json_f64(bits)),
+            stdout);
+    cli_text_bytes(before, result->size_before);
+    cli_text_bytes(after, result->size_after);
+    printf("%" PRIu32 " tensors: %s became %s, %.2f bits per weight\n", result->tensor_count,
+           before, after, bits);
+    return fflush(stdout) == 0 ? ODSI_OK : odsi_fail(ODSI_ERR_IO, "writing the output failed");
+}
+
+static int quantize(const char *const *files, const struct options *options)
+{
+    struct cli_progress progress;
+    struct quant_mix mix;
+    struct quantize_result result;
+    if (!read_mix(options, &mix))
+        return CMD_USAGE;
+    if (options->threads > POOL_THREADS_MAX)
+        return cli_input_usage(command_name, "--threads must be within 1 to %u", POOL_THREADS_MAX);
+    cli_progress_init(&progress, stderr);
+    const struct quantize_config config = {.mix = &mix,
+                                           .thread_count = options->threads ? options->threads
+                                                                            : pool_cpu_count(),
+                                           .may_requantize = options->may_requantize,
+                                           .progress = show_progress,
+                                           .context = &progress};
+    enum odsi_err err = quantize_run(files[0], files[1], &config, &result);
+    cli_progress_clear(&progress);
+    if (err == ODSI_OK)
+        err = print_result(&result, options);
     return err == ODSI_OK ? CMD_OK : cli_input_failed(command_name, err);
 }
 
 /* ---- the command ----------------------------------------------------------------------------- */
 
-static int run(const char *verb, const char *path, const struct options *options)
+static const struct verb {
+    const char *name;
+    int file_count;
+    const char *files; /* for people */
+    int (*run)(const char *const *files, const struct options *options);
+} verbs[] = {
+    {"inspect", 1, "FILE", inspect},
+    {"synth", 1, "FILE", synth},
+    {"quantize", 2, "IN OUT", quantize},
+};
+
+/* words: the verb and its files, as far as they were given. */
+static int run(const char *const words[WORDS_MAX], const char *left_over,
+               const struct options *options)
 {
-    if (strcmp(verb, "synth") == 0)
-        return synth(path, options);
-    const enum odsi_err err = inspect(path, options);
-    return err == ODSI_OK ? CMD_OK : cli_input_failed(command_name, err);
+    for (size_t i = 0; words[0] && i < sizeof verbs / sizeof verbs[0]; i++) {
+        if (strcmp(words[0], verbs[i].name) != 0)
+            continue;
+        if (!words[verbs[i].file_count])
+            return cli_input_usage(command_name, "which file? use %s %s", verbs[i].name,
+                                   verbs[i].files);
+        for (int w = verbs[i].file_count + 1; !left_over && w < WORDS_MAX; w++)
+            left_over = words[w];
+        if (left_over)
+            return cli_input_usage(command_name, "'%s' is not an option", left_over);
+        return verbs[i].run(words + 1, options);
+    }
+    return cli_input_usage(command_name, "use inspect FILE, synth FILE or quantize IN OUT");
 }
 
 int cmd_model_run(int argc, char **argv)
 {
-    struct options options = {.type = "q8_0", .seed = 1};
+    struct options options = {.seed = 1};
     const struct args_option table[] = {
         {"metadata", 0, ARGS_FLAG, &options.with_metadata, NULL, "inspect: every key and value", 0},
         {"tensors", 0, ARGS_FLAG, &options.with_tensors, NULL, "inspect: every tensor", 0},
-        {"json", 0, ARGS_FLAG, &options.is_json, NULL, "inspect: one object", 0},
+        {"json", 0, ARGS_FLAG, &options.is_json, NULL, "inspect, quantize: one object", 0},
         {"shape", 0, ARGS_TEXT, &options.shape, "S", "synth: such as llama-1.1b", 0},
-        {"type", 0, ARGS_TEXT, &options.type, "T", "synth: such as q4_k_m or f16 (q8_0)", 0},
-        {"pure", 0, ARGS_FLAG, &options.is_pure, NULL, "synth: every matrix of that type", 0},
+        {"type", 0, ARGS_TEXT, &options.type, "T", "such as q4_k_m or f16 (synth: q8_0)", 0},
+        {"pure", 0, ARGS_FLAG, &options.is_pure, NULL, "every matrix of the mix's main type", 0},
         {"seed", 0, ARGS_U64, &options.seed, "N", "synth: same seed, same bytes (1)", 0},
+        {"threads", 0, ARGS_U32, &options.threads, "N", "quantize: (0: all CPUs)", 0},
+        {"allow-requantize", 0, ARGS_FLAG, &options.may_requantize, NULL,
+         "quantize: also weights that are quantized", 0},
         {NULL},
     };
     const struct args_program program = {
         .name = "odsi model",
-        .summary = "Inspects a model file, or writes one with random weights for benchmarks.",
-        .usage = "inspect FILE | synth FILE [options]",
+        .summary = "Inspects a model, writes one with smaller weights, or one with random weights.",
+        .usage = "inspect FILE | quantize IN OUT --type T | synth FILE --shape S [options]",
         .examples = "  odsi model inspect odsi-tiny-q8_0.gguf --tensors\n"
+                    "  odsi model quantize model-f16.gguf model-q4_k_m.gguf --type q4_k_m\n"
                     "  odsi model synth big.gguf --shape llama-1.1b --type q8_0 --seed 7\n",
         .options = table,
     };
     struct args *args = NULL;
-    const char *words[2] = {NULL, NULL}; /* verb and file, before or behind the options */
+    const char *words[WORDS_MAX + 1] = {NULL}; /* before or behind the options */
     int rest = 0, word_count = 0, code = CMD_USAGE;
-    while (word_count < 2 && argc > 1 && argv[1][0] != '-') {
+    while (word_count < WORDS_MAX && argc > 1 && argv[1][0] != '-') {
         words[word_count++] = argv[1];
         argc--;
         argv++;
     }
     const enum args_outcome outcome = args_read(&args, &program, argc, argv, &rest);
-    while (outcome == ARGS_RUN && word_count < 2 && rest < argc)
+    while (outcome == ARGS_RUN && word_count < WORDS_MAX && rest < argc)
         words[word_count++] = argv[rest++];
     if (outcome == ARGS_EXIT_OK)
         code = CMD_OK;
-    else if (outcome == ARGS_RUN && rest < argc)
-        code = cli_input_usage(command_name, "'%s' is not an option", argv[rest]);
-    else if (outcome == ARGS_RUN &&
-             (!words[0] || (strcmp(words[0], "inspect") != 0 && strcmp(words[0], "synth") != 0)))
-        code = cli_input_usage(command_name, "use inspect FILE or synth FILE");
-    else if (outcome == ARGS_RUN && !words[1])
-        code = cli_input_usage(command_name, "%s which file?", words[0]);
     else if (outcome == ARGS_RUN)
-        code = run(words[0], words[1], &options);
+        code = run(words, rest < argc ? argv[rest] : NULL, &options);
     args_close(&args);
     return code;
 }
