@@ -247,7 +247,7 @@ $(TOKENIZER_IDS): $(call objects,tests/interop/tokenizer_ids.c) \
 
 .PHONY: interop interop-built
 interop-built: all $(TOKENIZER_IDS)
-interop: setup ## compare with software from npm: a stock gRPC client, real models' tokenizers
+interop: setup ## compare with software from npm: a stock gRPC client, real tokenizers, llama.cpp
 	@$(again) interop-built
 	@tests/interop/run $(BUILD)
 
