@@ -335,6 +335,27 @@ Test(swarm, a_prompt_that_begins_as_another_is_computed_from_there, .timeout = 1
     }
 }
 
+/* Goal: among replicas a prompt goes where its beginning is held. Method: three workers that each
+ * hold everything, of which any would do as well; the same prompt again and again. */
+Test(swarm, a_prompt_goes_to_the_replica_that_holds_its_beginning, .timeout = 60)
+{
+    const char *const whole[] = {"--layers=0-5", NULL};
+    const struct swarm_config config = {
+        .model = MODEL_Q8, .layer_count = DEMO_LAYERS, .worker_count = 3, .worker_args = whole};
+    struct swarm swarm;
+    char *prompt = long_prompt("");
+    swarm_open(&swarm, &config);
+    for (uint32_t i = 0; i < 12; i++) {
+        const char *const args[] = {"--prompt", prompt, "--max-tokens", "4", NULL};
+        json_t *answer = generate(&swarm, args);
+        if (i > 0)
+            cr_expect_gt(number_of(answer, "reused_tokens"), 100, "answer %u", i);
+        json_decref(answer);
+    }
+    alloc_free(prompt);
+    swarm_close(&swarm);
+}
+
 /* Starts a long answer in the background and waits until its first text is there. */
 static struct process *start_long_answer(struct swarm *swarm, const char *name)
 {

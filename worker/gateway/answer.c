@@ -13,6 +13,9 @@
 #include <sys/random.h>
 
 #define AVOID_MAX 16u /* workers one answer gave up on */
+/* A path that holds the prompt's beginning is taken unless its steps are expected to cost more than
+ * this much of the best one's: two or three sessions more on a worker. */
+#define KNOWN_COST_PERCENT 150u
 
 /* One worker of the path; the user pointer of its connection. */
 struct stage {
@@ -198,7 +201,66 @@ static void choice_free(struct choice *choice)
     alloc_free(choice->stages);
 }
 
-static enum odsi_err choose(const struct answer *self, struct choice *choice, uint64_t now_us)
+/* Whether a remembered path, as stages of today's members, can be taken and is not much busier than
+ * the one that was chosen. */
+static int is_worth_taking(const struct answer *self, const struct choice *choice,
+                           const struct prefix_book_stage *known, uint32_t stage_count,
+                           uint32_t candidate_count, struct path_stage *out)
+{
+    uint64_t cost = 0, chosen_cost = 0;
+    uint32_t member_count = 0;
+    const struct directory_member *members =
+        directory_members_view(self->context->directory, &member_count);
+    for (uint32_t i = 0; i < choice->stage_count; i++) {
+        const struct path_stage *stage = &choice->chosen[i];
+        chosen_cost += path_stage_cost(&choice->members[stage->member_index],
+                                       stage->layer_end - stage->layer_first);
+    }
+    for (uint32_t i = 0; i < stage_count; i++) {
+        uint32_t at = 0;
+        while (at < candidate_count &&
+               !digest_equal(&members[choice->indexes[at]].worker_id, &known[i].worker_id))
+            at++;
+        if (at == candidate_count || choice->members[at].layer_first > known[i].layer_first ||
+            choice->members[at].layer_end < known[i].layer_end)
+            return 0;
+        out[i] = (struct path_stage){at, known[i].layer_first, known[i].layer_end};
+        cost += path_stage_cost(&choice->members[at], known[i].layer_end - known[i].layer_first);
+    }
+    return known[stage_count - 1].layer_end == model_store_params_view(self->card)->layer_count &&
+           cost <= chosen_cost * KNOWN_COST_PERCENT / 100;
+}
+
+/* Prefers the path that was given the beginning of this text, and remembers the one taken. */
+static enum odsi_err follow_prefix(struct answer *self, struct choice *choice,
+                                   uint32_t candidate_count)
+{
+    const struct digest *keys = NULL;
+    uint32_t key_count = 0, stage_count = 0, member_count = 0;
+    const struct prefix_book_stage *known = NULL;
+    struct path_stage stages[LIMIT_STAGES_MAX];
+    struct prefix_book_stage taken[LIMIT_STAGES_MAX];
+    const struct directory_member *members =
+        directory_members_view(self->context->directory, &member_count);
+    const enum odsi_err err = generate_prefix(self->generate, &keys, &key_count);
+    if (err != ODSI_OK)
+        return err;
+    if (prefix_book_find(self->context->prefixes, keys, key_count, &known, &stage_count) > 0 &&
+        is_worth_taking(self, choice, known, stage_count, candidate_count, stages)) {
+        memcpy(choice->chosen, stages, stage_count * sizeof *stages);
+        choice->stage_count = stage_count;
+    }
+    for (uint32_t i = 0; i < choice->stage_count; i++) {
+        const struct path_stage *stage = &choice->chosen[i];
+        taken[i] =
+            (struct prefix_book_stage){members[choice->indexes[stage->member_index]].worker_id,
+                                       stage->layer_first, stage->layer_end};
+    }
+    prefix_book_note(self->context->prefixes, keys, key_count, taken, choice->stage_count);
+    return ODSI_OK;
+}
+
+static enum odsi_err choose(struct answer *self, struct choice *choice, uint64_t now_us)
 {
     uint32_t member_count = 0;
     directory_members_view(self->context->directory, &member_count);
@@ -210,14 +272,16 @@ static enum odsi_err choose(const struct answer *self, struct choice *choice, ui
     if (err != ODSI_OK)
         return err;
     /* How full a worker is may have changed since it said so: without room anywhere, ask anyway. */
+    uint32_t count = 0;
     for (int with_room = 1; with_room >= 0; with_room--) {
-        const uint32_t count =
-            candidates(self, with_room, now_us, choice->members, choice->indexes);
+        count = candidates(self, with_room, now_us, choice->members, choice->indexes);
         err = path_choose(choice->chosen, &choice->stage_count, choice->members, count,
                           model_store_params_view(self->card)->layer_count, &self->context->random);
         if (err != ODSI_ERR_UNAVAILABLE)
             break;
     }
+    if (err == ODSI_OK)
+        err = follow_prefix(self, choice, count);
     return err;
 }
 

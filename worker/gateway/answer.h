@@ -9,6 +9,7 @@
 #include "worker/gateway/generate.h"
 #include "worker/gateway/model_fetch.h"
 #include "worker/gateway/path.h"
+#include "worker/gateway/prefix_book.h"
 #include "worker/gateway/request.h"
 #include "worker/gateway/worker_book.h"
 #include "worker/gateway/worker_link_client.h"
@@ -24,6 +25,7 @@ struct answer_context {
     struct rpc_loop *loop;
     const struct directory *directory;
     struct worker_book *book;
+    struct prefix_book *prefixes;
     struct worker_link_client *links;
     struct model_fetch *models;
     struct encoder *encoder;

@@ -18,6 +18,7 @@ struct gateway {
     struct directory *directory;
     struct directory_client *directory_client;
     struct worker_book *book;
+    struct prefix_book *prefixes;
     struct worker_link_client *links;
     struct model_store *store;
     struct model_fetch *fetch;
@@ -107,6 +108,8 @@ static enum odsi_err open_parts(struct gateway *self)
     if (err == ODSI_OK)
         err = worker_book_open(&self->book);
     if (err == ODSI_OK)
+        err = prefix_book_open(&self->prefixes);
+    if (err == ODSI_OK)
         err = model_store_open(&self->store, models);
     if (err == ODSI_OK)
         err = worker_link_client_open(&self->links, loop, self->config.identity);
@@ -125,6 +128,7 @@ static void free_parts(struct gateway *self)
     model_fetch_close(&self->fetch);
     model_store_close(&self->store);
     worker_book_close(&self->book);
+    prefix_book_close(&self->prefixes);
     directory_close(&self->directory);
     alloc_free(self);
 }
@@ -150,6 +154,7 @@ enum odsi_err gateway_open(struct gateway **out, const struct gateway_config *co
         .loop = config->loop,
         .directory = self->directory,
         .book = self->book,
+        .prefixes = self->prefixes,
         .links = self->links,
         .models = self->fetch,
         .encoder = self->encoder,

@@ -282,6 +282,15 @@ static enum odsi_err make_keys(struct generate *self)
     return ODSI_OK;
 }
 
+enum odsi_err generate_prefix(struct generate *self, const struct digest **keys,
+                              uint32_t *key_count)
+{
+    const enum odsi_err err = make_keys(self);
+    *keys = self->prefix_keys;
+    *key_count = err == ODSI_OK ? self->prefix_count : 0;
+    return err;
+}
+
 /* Several stages work side by side on chunks of what is left to run. */
 static void cut_chunks(struct generate *self)
 {

@@ -68,6 +68,10 @@ ODSI_MUST_USE enum odsi_err generate_open(struct generate **out,
                                           const struct generate_config *config);
 void generate_close(struct generate **self);
 
+/* The keys of the whole pages of the text so far (worker/engine/prefix_key.h), for choosing a path
+ * that holds them; valid until the next call. Errors: ODSI_ERR_NO_MEMORY. */
+ODSI_MUST_USE enum odsi_err generate_prefix(struct generate *self, const struct digest **keys,
+                                            uint32_t *key_count);
 /* The first path, or the answer to GENERATE_REROUTE. stages[stage_count] are copied; 1 to
  * LIMIT_STAGES_MAX of them. */
 void generate_set_path(struct generate *self, const struct generate_stage *stages,
