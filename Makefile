@@ -178,7 +178,7 @@ $(BUILD)/tests/unit_$(1): $(call objects,$(wildcard tests/unit/$(1)/*.c)) $(TSAN
 endef
 $(foreach folder,$(UNIT_FOLDERS),$(eval $(call unit_test,$(folder))))
 $(BUILD)/tests/kernels: $(call objects,$(wildcard tests/kernels/*.c)) $(TSAN_ARENA) \
-  $(call archives,kernels crypto base)
+  $(call archives,engine kernels crypto base)
 	@mkdir -p $(@D)
 	$(link) -lcriterion $(SYS_crypto)
 $(BUILD)/tests/integration_%: $(BUILD)/obj/tests/integration/%.o $(TSAN_ARENA) \
