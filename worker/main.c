@@ -15,7 +15,7 @@
 #include "worker/engine/startup.h"
 #include "worker/hop/coordinator_client.h"
 #include "worker/hop/hop_service.h"
-#include "worker/model/gguf.h"
+#include "worker/model/source.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -335,7 +335,8 @@ static enum odsi_err read_folders(struct worker *self)
 static enum odsi_err check_flags(struct worker *self)
 {
     if (!self->flags.model)
-        return odsi_fail(ODSI_ERR_INVALID, "--model FILE is missing: which GGUF file to serve");
+        return odsi_fail(ODSI_ERR_INVALID, "--model FILE is missing: which GGUF file or "
+                                           "folder to serve");
     if (!self->flags.coordinator)
         return odsi_fail(ODSI_ERR_INVALID, "--coordinator [ID@]HOST:PORT is missing: whom to join");
     if (self->flags.gpu)
@@ -365,21 +366,15 @@ static enum odsi_err set_address(struct worker *self)
 /* The width of the residual stream, before the model is hashed: it bounds what the port takes. */
 static enum odsi_err read_dim(struct worker *self, uint32_t *dim)
 {
-    struct gguf *gguf = NULL;
-    struct gguf_text arch;
-    char key[LIMIT_NAME_SIZE + 32];
-    enum odsi_err err = gguf_open(&gguf, self->flags.model);
-    if (err == ODSI_OK)
-        err = gguf_get_text(gguf, "general.architecture", &arch);
-    if (err == ODSI_OK) {
-        const int size = arch.size < LIMIT_NAME_SIZE ? (int)arch.size : (int)LIMIT_NAME_SIZE;
-        snprintf(key, sizeof key, "%.*s.embedding_length", size, arch.data);
-        err = gguf_get_u32(gguf, key, dim);
-    }
-    if (err == ODSI_OK && (*dim == 0 || *dim > LIMIT_DIM_MAX))
-        err = odsi_fail(ODSI_ERR_CORRUPT, "%s: %s is %u: 1 to %u", self->flags.model, key, *dim,
-                        LIMIT_DIM_MAX);
-    gguf_close(&gguf);
+    struct source *source = NULL;
+    enum odsi_err err = source_open(&source, self->flags.model);
+    if (err != ODSI_OK)
+        return err;
+    *dim = source->params.dim;
+    if (*dim == 0 || *dim > LIMIT_DIM_MAX)
+        err = odsi_fail(ODSI_ERR_CORRUPT, "%s: %u numbers a position: 1 to %u", self->flags.model,
+                        *dim, LIMIT_DIM_MAX);
+    source_close(&source);
     return err;
 }
 
@@ -445,7 +440,8 @@ static void close_all(struct worker *self)
 static enum args_outcome read_flags(struct flags *flags, struct args **args, int argc, char **argv)
 {
     const struct args_option options[] = {
-        {"model", 'm', ARGS_TEXT, &flags->model, "FILE", "the model to serve (GGUF)"},
+        {"model", 'm', ARGS_TEXT, &flags->model, "FILE",
+         "the model to serve (GGUF file or folder)"},
         {"coordinator", 'c', ARGS_TEXT, &flags->coordinator, "[ID@]HOST:PORT",
          "whom to join; several, comma-separated, are tried in turn"},
         {"layers", 'l', ARGS_TEXT, &flags->layers, "A-B",

@@ -7,8 +7,8 @@
 #include "worker/cli/cli_child.h"
 #include "worker/cli/cli_client.h"
 #include "worker/cli/cli_text.h"
-#include "worker/model/gguf.h"
 #include "worker/model/model.h"
+#include "worker/model/source.h"
 
 #include <errno.h>
 #include <ftw.h>
@@ -65,24 +65,18 @@ static enum odsi_err path_join(char out[PATH_SIZE], const char *dir, const char 
     return ODSI_OK;
 }
 
-/* The number of layers, from the header alone: a mistake in the flags should not wait until the
- * whole file is hashed. */
+/* The number of layers, from the description alone: a mistake in the flags should not wait until
+ * all the weights are hashed. */
 static enum odsi_err read_layer_count(uint32_t *out, const char *path)
 {
-    struct gguf *file = NULL;
-    struct gguf_text arch;
-    char key[LIMIT_NAME_SIZE];
-    enum odsi_err err = gguf_open(&file, path);
-    if (err == ODSI_OK)
-        err = gguf_get_text(file, "general.architecture", &arch);
-    if (err == ODSI_OK) {
-        snprintf(key, sizeof key, "%.*s.block_count", arch.size < 64 ? (int)arch.size : 64,
-                 arch.data);
-        err = gguf_get_u32(file, key, out);
-    }
-    if (err == ODSI_OK && (*out == 0 || *out > LIMIT_LAYERS_MAX))
+    struct source *source = NULL;
+    enum odsi_err err = source_open(&source, path);
+    if (err != ODSI_OK)
+        return err;
+    *out = source->params.layer_count;
+    if (*out == 0 || *out > LIMIT_LAYERS_MAX)
         err = odsi_fail(ODSI_ERR_CORRUPT, "%s: %" PRIu32 " layers", path, *out);
-    gguf_close(&file);
+    source_close(&source);
     return err;
 }
 

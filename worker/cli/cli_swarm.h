@@ -31,7 +31,7 @@ struct cli_swarm_config {
 };
 
 /* Reads the model's layer count, finds the programs beside this binary, plans the layers and makes
- * the folder. Errors: ODSI_ERR_INVALID, ODSI_ERR_NOT_FOUND, ODSI_ERR_IO, those of gguf_open. */
+ * the folder. Errors: ODSI_ERR_INVALID, ODSI_ERR_NOT_FOUND, ODSI_ERR_IO, those of source_open. */
 ODSI_MUST_USE enum odsi_err cli_swarm_open(struct cli_swarm **out,
                                            const struct cli_swarm_config *config);
 /* Starts everything and waits until it is ready. When a process ends meanwhile, the last lines of

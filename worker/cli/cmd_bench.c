@@ -9,7 +9,8 @@
 #include "worker/cli/cli_json.h"
 #include "worker/cli/cli_memory.h"
 #include "worker/cli/cli_text.h"
-#include "worker/model/gguf.h"
+#include "worker/model/arch.h"
+#include "worker/model/source.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -46,15 +47,15 @@ struct options {
  * layer is the same table. */
 static enum odsi_err weight_size_read(const char *path, const struct model *model, uint64_t *out)
 {
-    struct gguf *file = NULL;
-    const enum odsi_err err = gguf_open(&file, path);
+    struct source *source = NULL;
+    const enum odsi_err err = source_open(&source, path);
     if (err != ODSI_OK)
         return err;
-    const struct gguf_tensor *table = gguf_tensor_find(file, "token_embd.weight");
+    const struct source_tensor *table = arch_find(source, "token_embd.weight");
     *out = model_params_view(model)->weight_size;
-    if (table && gguf_tensor_find(file, "output.weight"))
+    if (table && arch_find(source, "output.weight"))
         *out -= table->size;
-    gguf_close(&file);
+    source_close(&source);
     return ODSI_OK;
 }
 

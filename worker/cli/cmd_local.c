@@ -90,7 +90,8 @@ int cmd_local_run(int argc, char **argv)
         .worker_count = 3, .thread_count = 1, .log_level = "info", .ready_timeout_s = 120};
     int is_quiet = 0;
     const struct args_option table[] = {
-        {"model", 'm', ARGS_TEXT, &config.model_path, "FILE", "the model to serve (GGUF)", 0},
+        {"model", 'm', ARGS_TEXT, &config.model_path, "FILE",
+         "the model to serve (GGUF file or folder)", 0},
         {"workers", 'w', ARGS_U32, &config.worker_count, "N", "how many workers (3)", 0},
         {"shards", 's', ARGS_U32, &config.shard_count, "K",
          "pieces the model is cut into (one per worker); further workers are replicas", 0},

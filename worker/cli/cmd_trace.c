@@ -236,7 +236,7 @@ int cmd_trace_run(int argc, char **argv)
 {
     struct options options = {0};
     const struct args_option table[] = {
-        {"model", 'm', ARGS_TEXT, &options.model, "FILE", "the model (GGUF)", 0},
+        {"model", 'm', ARGS_TEXT, &options.model, "FILE", "the model (GGUF file or folder)", 0},
         {"tokens", 0, ARGS_TEXT, &options.tokens, "1,5,7", "the tokens to run", 0},
         {"prompt", 'p', ARGS_TEXT, &options.prompt, "TEXT", "or a text of which to make them", 0},
         {"prompt-file", 'f', ARGS_TEXT, &options.prompt_file, "FILE",
