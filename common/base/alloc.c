@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 static atomic_long fail_after = -1; /* a test hook; see alloc_fail_after */
 
@@ -68,6 +69,47 @@ enum odsi_err alloc_aligned(void *out_pointer, size_t count, size_t element_size
 enum odsi_err alloc_uncleared(void *out_pointer, size_t count, size_t element_size)
 {
     return aligned(out_pointer, count, element_size, 0);
+}
+
+/* Large pages begin where addresses are multiples of their size; so much more is mapped, and given
+ * back on both sides. */
+static void *map_aligned(size_t size)
+{
+    const uintptr_t mask = ALLOC_LARGE_PAGE - 1;
+    void *map = mmap(NULL, size + ALLOC_LARGE_PAGE, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED)
+        return NULL;
+    uint8_t *first = map;
+    const size_t head = (size_t)(-(uintptr_t)map & mask);
+    if (head > 0)
+        munmap(first, head);
+    munmap(first + head + size, ALLOC_LARGE_PAGE - head);
+#ifdef MADV_HUGEPAGE
+    (void)madvise(first + head, size, MADV_HUGEPAGE); /* only a wish */
+#endif
+    return first + head;
+}
+
+/* Whole large pages. */
+static size_t pages_size(size_t size)
+{
+    return (size + ALLOC_LARGE_PAGE - 1) / ALLOC_LARGE_PAGE * ALLOC_LARGE_PAGE;
+}
+
+enum odsi_err alloc_pages(void *out_pointer, size_t size)
+{
+    void *memory = NULL;
+    if (!refused_by_test() && size <= (size_t)PTRDIFF_MAX - 2 * ALLOC_LARGE_PAGE)
+        memory = map_aligned(pages_size(size ? size : 1));
+    memcpy(out_pointer, &memory, sizeof memory);
+    return memory ? ODSI_OK : no_memory(size, 1);
+}
+
+void alloc_pages_free(void *memory, size_t size)
+{
+    if (memory)
+        munmap(memory, pages_size(size ? size : 1));
 }
 
 enum odsi_err alloc_resize(void *pointer, size_t count, size_t element_size)

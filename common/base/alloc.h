@@ -25,6 +25,13 @@ ODSI_MUST_USE enum odsi_err alloc_aligned(void *out_pointer, size_t count, size_
  * none of it is touched before. */
 ODSI_MUST_USE enum odsi_err alloc_uncleared(void *out_pointer, size_t count, size_t element_size);
 
+/* Zeroed memory in pages of its own that the system is asked to make large ones: size bytes,
+ * aligned to ALLOC_LARGE_PAGE. Nothing of it is there before it is touched.
+ * Errors: ODSI_ERR_NO_MEMORY. Ended with alloc_pages_free, which takes the same size. */
+#define ALLOC_LARGE_PAGE ((size_t)2 << 20)
+ODSI_MUST_USE enum odsi_err alloc_pages(void *out_pointer, size_t size);
+void alloc_pages_free(void *memory, size_t size);
+
 /* Makes *pointer hold count elements, keeping its content; new bytes are not cleared.
  * On error *pointer is unchanged and still owned. */
 ODSI_MUST_USE enum odsi_err alloc_resize(void *pointer, size_t count, size_t element_size);

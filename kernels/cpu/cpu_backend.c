@@ -50,19 +50,18 @@ static void cpu_close(struct backend *base)
     alloc_free(self->experts.memory);
     alloc_free(self->attention.memory);
     alloc_free(self->parts.memory);
+    cpu_memory_close(&self->memory);
     alloc_free(self);
 }
 
 static enum odsi_err cpu_mem_alloc(struct backend *base, void **out_dev, size_t size)
 {
-    (void)base;
-    return alloc_aligned(out_dev, size, 1);
+    return cpu_memory_take(&cpu_of(base)->memory, out_dev, size, 0);
 }
 
 static void cpu_mem_free(struct backend *base, void *memory_dev)
 {
-    (void)base;
-    alloc_free(memory_dev);
+    cpu_memory_give_back(&cpu_of(base)->memory, memory_dev);
 }
 
 static enum odsi_err cpu_upload(struct backend *base, void *to_dev, const void *from, size_t size)
@@ -478,6 +477,7 @@ enum odsi_err cpu_backend_open(struct backend **out, enum cpu_level level, uint3
     enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
     if (err != ODSI_OK)
         return err;
+    cpu_memory_init(&self->memory);
     self->base.ops = &ops[level];
     self->base.thread_count = thread_count;
     loops_fill(&self->loops, level);

@@ -17,11 +17,11 @@ enum odsi_err cpu_matmul_weight_open(struct backend *base, struct weight **out,
                                      enum tensor_type type, uint32_t rows, uint32_t cols,
                                      uint32_t matrix_count)
 {
-    const struct cpu_backend *self = cpu_of(base);
+    struct cpu_backend *self = cpu_of(base);
     ODSI_ASSERT(quant_is_known(type));
     ODSI_ASSERT(rows > 0 && cols > 0 && matrix_count > 0);
     ODSI_ASSERT(cols % quant_block_cols(type) == 0);
-    return cpu_weight_open(out, type, rows, cols, matrix_count, &self->loops);
+    return cpu_weight_open(out, type, rows, cols, matrix_count, &self->loops, &self->memory);
 }
 
 enum odsi_err cpu_matmul_weight_fill(struct backend *base, struct weight *weight,

@@ -4,6 +4,7 @@
 #include "common/base/alloc.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_loops.h"
+#include "kernels/cpu/cpu_memory.h"
 #include "kernels/cpu/pool.h"
 
 #include <stddef.h>
@@ -19,6 +20,7 @@ struct cpu_backend {
     struct backend base; /* first */
     struct cpu_loops loops;
     struct pool *pool;
+    struct cpu_memory memory;
     struct cpu_scratch quants;    /* activations of a quantized matmul: q, scales, offsets */
     struct cpu_scratch experts;   /* which slots each expert has, and their rows side by side */
     struct cpu_scratch attention; /* one part for each thread */

@@ -9,51 +9,16 @@
 
 #include <string.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-#define LARGE_PAGE_SIZE ((size_t)2 << 20)
-
-/* Asks for large pages where the memory spans some, before it is touched: a decode reads all of it
- * once per token, and the walks through page tables would cost several percent of that. Only a
- * wish; the answer changes nothing else. */
-static void prefer_large_pages(void *memory, size_t size)
-{
-#ifdef MADV_HUGEPAGE
-    const uintptr_t mask = LARGE_PAGE_SIZE - 1;
-    const uintptr_t first = ((uintptr_t)memory + mask) & ~mask;
-    const uintptr_t end = ((uintptr_t)memory + size) & ~mask;
-    if (first < end)
-        (void)madvise((void *)first, end - first, MADV_HUGEPAGE);
-#else
-    (void)memory;
-    (void)size;
-#endif
-}
-
-/* Memory of `groups` parts of `size` bytes. Rows that no matrix has are cleared, nothing else: the
- * threads that pack the rows are the first to touch the rest. */
-static enum odsi_err groups_open(uint8_t **out, const struct weight *self, size_t size)
-{
-    const size_t groups = (size_t)self->group_count * self->matrix_count;
-    enum odsi_err err = alloc_uncleared(out, groups, size);
-    if (err != ODSI_OK)
-        return err;
-    prefer_large_pages(*out, groups * size);
-    for (uint32_t m = 1; self->rows % self->group_rows != 0 && m <= self->matrix_count; m++)
-        memset(*out + ((size_t)m * self->group_count - 1) * size, 0, size);
-    return ODSI_OK;
-}
-
 enum odsi_err cpu_weight_open(struct weight **out, enum tensor_type type, uint32_t rows,
-                              uint32_t cols, uint32_t matrix_count, const struct cpu_loops *loops)
+                              uint32_t cols, uint32_t matrix_count, const struct cpu_loops *loops,
+                              struct cpu_memory *memory)
 {
     *out = NULL;
     struct weight *self = NULL;
     enum odsi_err err = alloc_zeroed(&self, 1, sizeof *self);
     if (err != ODSI_OK)
         return err;
+    self->memory = memory;
     self->type = type;
     self->rows = rows;
     self->cols = cols;
@@ -68,9 +33,10 @@ enum odsi_err cpu_weight_open(struct weight **out, enum tensor_type type, uint32
         self->scales_size = (size_t)(blocks / cpu_format_of(type).parts) *
                             cpu_format_scales_size(type, self->group_rows);
     }
-    err = groups_open(&self->data, self, self->data_size);
+    const size_t groups = (size_t)self->group_count * self->matrix_count;
+    err = cpu_memory_take(memory, &self->data, groups * self->data_size, 1);
     if (err == ODSI_OK && self->scales_size > 0)
-        err = groups_open(&self->scales, self, self->scales_size);
+        err = cpu_memory_take(memory, &self->scales, groups * self->scales_size, 1);
     if (err != ODSI_OK) {
         cpu_weight_close(&self);
         return err;
@@ -83,8 +49,8 @@ void cpu_weight_close(struct weight **self)
 {
     if (!*self)
         return;
-    alloc_free((*self)->scales);
-    alloc_free((*self)->data);
+    cpu_memory_give_back((*self)->memory, (*self)->scales);
+    cpu_memory_give_back((*self)->memory, (*self)->data);
     alloc_free(*self);
     *self = NULL;
 }

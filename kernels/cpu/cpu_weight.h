@@ -11,6 +11,7 @@
 #ifndef ODSI_KERNELS_CPU_CPU_WEIGHT_H
 #define ODSI_KERNELS_CPU_CPU_WEIGHT_H
 #include "common/base/err.h"
+#include "kernels/cpu/cpu_memory.h"
 #include "kernels/ops.h"
 #include "kernels/quant.h"
 
@@ -18,6 +19,7 @@
 #include <stdint.h>
 
 struct weight {
+    struct cpu_memory *memory; /* that data and scales are of; the backend's */
     enum tensor_type type;
     uint32_t rows; /* of one matrix */
     uint32_t cols;
@@ -37,11 +39,12 @@ struct cpu_loops;
  * Errors: ODSI_ERR_NO_MEMORY. Owned: by the caller, ended with cpu_weight_close. */
 ODSI_MUST_USE enum odsi_err cpu_weight_open(struct weight **out, enum tensor_type type,
                                             uint32_t rows, uint32_t cols, uint32_t matrix_count,
-                                            const struct cpu_loops *loops);
+                                            const struct cpu_loops *loops,
+                                            struct cpu_memory *memory);
 void cpu_weight_close(struct weight **self);
 
 /* Packs rows row_first ... of all matrices, counted through, from their source layout. Different
- * weights may be packed by different threads at once. */
+ * matrices may be packed by different threads at once. */
 void cpu_weight_pack(struct weight *self, uint32_t row_first, const void *data, uint32_t rows);
 
 /* Makes *out a view of one matrix of self; it owns nothing. */
