@@ -1,5 +1,7 @@
 #include "worker/engine/startup.h"
 
+#include "common/base/clock.h"
+#include "common/base/log.h"
 #include "worker/engine/kv_cache.h"
 
 #include <stdio.h>
@@ -47,9 +49,21 @@ uint32_t startup_layer_capacity(const struct model *model)
     return count;
 }
 
+/* One line on how long the weights took, for people who wait for a worker. */
+static void tell_ready(const struct model *model, const struct startup_config *config,
+                       uint64_t started_us)
+{
+    const double seconds = (double)(clock_monotonic_us() - started_us + 1) / 1e6;
+    const double gigabytes =
+        (double)model_span_weight_size(model, config->layer_first, config->layer_end) / 1e9;
+    log_line(LOG_INFO, "model ready in %.2f s (%.3g GB, %u layers, %.1f GB/s)", seconds, gigabytes,
+             config->layer_end - config->layer_first, gigabytes / seconds);
+}
+
 enum odsi_err startup_open(struct startup *self, const struct model *model,
                            const struct startup_config *config)
 {
+    const uint64_t started_us = clock_monotonic_us();
     memset(self, 0, sizeof *self);
     enum odsi_err err = backend_open(&self->backend, &config->backend);
     if (err == ODSI_OK)
@@ -65,6 +79,8 @@ enum odsi_err startup_open(struct startup *self, const struct model *model,
         };
         err = engine_open(&self->engine, self->span, &engine_config);
     }
+    if (err == ODSI_OK)
+        tell_ready(model, config, started_us);
     if (err == ODSI_OK && config->measure)
         err = measure_engine(&self->measure, self->engine, self->span);
     return err;

@@ -239,7 +239,7 @@ static enum odsi_err read_counts(const struct reading *self, struct model_params
         err = required_u32(self, "embedding_length", &out->dim);
     if (err == ODSI_OK)
         err = required_u32(self, "block_count", &out->layer_count);
-    if (err == ODSI_OK)
+    if (err == ODSI_OK && self->family->bit != QWEN3_MOE) /* which has another key for it */
         err = required_u32(self, "feed_forward_length", &out->ffn_dim);
     if (err == ODSI_OK)
         err = required_u32(self, "attention.head_count", &out->head_count);

@@ -476,7 +476,7 @@ enum odsi_err gguf_get_f32(const struct gguf *self, const char *key, float *out)
     if (!value)
         return ODSI_ERR_NOT_FOUND;
     if (!gguf_value_f32(value, out))
-        return wrong_type(key, value, "a floating-point number");
+        return wrong_type(key, value, "a finite number");
     return ODSI_OK;
 }
 

@@ -17,24 +17,14 @@
 struct fill {
     uint32_t tensor; /* index in the source */
     struct arch_piece piece;
-    struct weight **weight; /* or */
+    struct weight *weight; /* or */
     float *vector_dev;
     int adds_one; /* to a norm that the file stores without it */
-};
-
-/* A weight to open. */
-struct opening {
-    struct weight **weight;
-    struct arch_tensor shape;
-    enum tensor_type type;
 };
 
 struct loader {
     struct model_span *span;
     const struct source *source;
-    struct opening *openings;
-    uint32_t opening_count;
-    uint32_t opening_max;
     struct fill *fills; /* in ascending order of tensor when the plan is done */
     uint32_t fill_count;
     uint32_t fill_max;
@@ -81,30 +71,30 @@ static int is_norm(enum arch_role role)
     return role != ARCH_Q_BIAS && role != ARCH_K_BIAS && role != ARCH_V_BIAS;
 }
 
-/* Where the pieces of a role go: a weight that is opened later, or a vector that is made now. */
-static enum odsi_err prepare(struct loader *self, enum arch_role role, uint32_t layer,
-                             const struct arch_tensor *shape, struct fill *out)
+/* Opens what the pieces of a role go into. One thread opens everything before the first is filled:
+ * then a backend can lay one beside the other, and none waits for the filling of another. */
+static enum odsi_err open_place(struct loader *self, enum arch_role role, uint32_t layer,
+                                const struct arch_tensor *shape, struct fill *out)
 {
     struct backend *backend = self->span->backend;
     void *place = place_of(self->span, role, layer);
     struct arch_piece first;
     if (!shape->is_vector) {
-        (void)arch_piece_at(self->source, role, layer, 0, &first); /* it is there: was counted */
-        self->openings[self->opening_count++] =
-            (struct opening){.weight = place, .shape = *shape, .type = first.tensor->type};
-        out->weight = place;
-        return ODSI_OK;
+        struct weight **weight = place;
+        (void)arch_piece_at(self->source, role, layer, 0, &first); /* it is there: was checked */
+        const enum odsi_err err = backend->ops->weight_open(
+            backend, weight, first.tensor->type, shape->rows, shape->cols, shape->matrix_count);
+        out->weight = *weight;
+        return err;
     }
     void *memory_dev = NULL;
     const enum odsi_err err =
         backend->ops->mem_alloc(backend, &memory_dev, shape->cols * sizeof(float));
-    if (err != ODSI_OK)
-        return odsi_fail_prefix(err, "tensor %s", shape->name);
     float **vector = place;
     *vector = memory_dev;
     out->vector_dev = memory_dev;
     out->adds_one = is_norm(role) && (self->source->params.features & MODEL_NORM_PLUS_ONE);
-    return ODSI_OK;
+    return err;
 }
 
 static enum odsi_err plan_role(void *context, enum arch_role role, uint32_t layer)
@@ -114,13 +104,14 @@ static enum odsi_err plan_role(void *context, enum arch_role role, uint32_t laye
     struct fill fill = {.weight = NULL};
     if (!arch_tensor_of(&self->source->params, role, layer, &shape))
         return ODSI_OK;
-    const enum odsi_err err = prepare(self, role, layer, &shape, &fill);
-    for (uint32_t i = 0; err == ODSI_OK && arch_piece_at(self->source, role, layer, i, &fill.piece);
-         i++) {
+    const enum odsi_err err = open_place(self, role, layer, &shape, &fill);
+    if (err != ODSI_OK)
+        return odsi_fail_prefix(err, "tensor %s", shape.name);
+    for (uint32_t i = 0; arch_piece_at(self->source, role, layer, i, &fill.piece); i++) {
         fill.tensor = (uint32_t)(fill.piece.tensor - self->source->tensors);
         self->fills[self->fill_count++] = fill;
     }
-    return err;
+    return ODSI_OK;
 }
 
 static enum odsi_err count_role(void *context, enum arch_role role, uint32_t layer)
@@ -131,7 +122,6 @@ static enum odsi_err count_role(void *context, enum arch_role role, uint32_t lay
     while (arch_piece_at(self->source, role, layer, count, &piece))
         count++;
     self->fill_max += count;
-    self->opening_max += count > 0;
     return ODSI_OK;
 }
 
@@ -154,8 +144,6 @@ static enum odsi_err make_plan(struct loader *self)
 {
     enum odsi_err err = visit_roles(self, count_role);
     if (err == ODSI_OK)
-        err = alloc_zeroed(&self->openings, self->opening_max, sizeof *self->openings);
-    if (err == ODSI_OK)
         err = alloc_zeroed(&self->fills, self->fill_max, sizeof *self->fills);
     if (err == ODSI_OK)
         err = alloc_zeroed(&self->tensors, self->fill_max, sizeof *self->tensors);
@@ -171,19 +159,6 @@ static enum odsi_err make_plan(struct loader *self)
 }
 
 /* ---- carrying it out ------------------------------------------------------------------------- */
-
-/* A job of its own: a backend may touch all the memory of a weight that it opens. */
-static enum odsi_err open_weight(void *context, uint32_t index, uint32_t thread)
-{
-    struct loader *self = context;
-    struct backend *backend = self->span->backend;
-    const struct opening *opening = &self->openings[index];
-    const struct arch_tensor *shape = &opening->shape;
-    (void)thread;
-    const enum odsi_err err = backend->ops->weight_open(
-        backend, opening->weight, opening->type, shape->rows, shape->cols, shape->matrix_count);
-    return err == ODSI_OK ? ODSI_OK : odsi_fail_prefix(err, "tensor %s", shape->name);
-}
 
 void model_vector_read(float *out, const struct source_tensor *tensor, const uint8_t *bytes)
 {
@@ -229,7 +204,7 @@ static enum odsi_err fill_weight(struct loader *self, const struct fill *fill, u
         return ODSI_OK;
     const size_t row_size = quant_row_size(piece->tensor->type, (uint32_t)piece->tensor->dims[0]);
     return backend->ops->weight_fill(
-        backend, *fill->weight, (uint32_t)(piece->row_to + (first - piece->row_first)),
+        backend, fill->weight, (uint32_t)(piece->row_to + (first - piece->row_first)),
         data + (first - row_first) * row_size, (uint32_t)(end - first));
 }
 
@@ -268,8 +243,6 @@ enum odsi_err model_load_weights(struct model_span *span, struct parallel *threa
     struct backend *backend = span->backend;
     struct arch_piece piece;
     enum odsi_err err = make_plan(&loader);
-    if (err == ODSI_OK)
-        err = parallel_run(threads, open_weight, &loader, loader.opening_count);
     if (err == ODSI_OK) {
         const struct tensor_scan scan = {.source = loader.source,
                                          .tensors = loader.tensors,
@@ -286,7 +259,6 @@ enum odsi_err model_load_weights(struct model_span *span, struct parallel *threa
     if (span->embed && span->layer_end == span->model->params.layer_count &&
         !arch_piece_at(loader.source, ARCH_OUTPUT, 0, 0, &piece))
         span->output = span->embed;
-    alloc_free(loader.openings);
     alloc_free(loader.fills);
     alloc_free(loader.tensors);
     return err == ODSI_OK ? ODSI_OK : odsi_fail_prefix(err, "%s", span->model->path);
