@@ -105,7 +105,7 @@ static const struct model_params small = {.arch = MODEL_ARCH_LLAMA,
                                           .kv_head_count = 1,
                                           .head_dim = 16,
                                           .ffn_dim = 64,
-                                          .vocab_size = 264,
+                                          .vocab_size = FIXTURE_VOCABULARY,
                                           .rope_dim = 16};
 
 static int is(const char *a, const char *b)
@@ -155,6 +155,14 @@ static void put_arrays(struct buf *out, const struct fixture_recipe *recipe, uin
         for (uint32_t id = 0; id < small.vocab_size; id++)
             (void)buf_append_u32(out, id == 0 ? 2 : id < 3 ? 3 : id < 259 ? 6 : 1);
     }
+}
+
+void fixture_vocabulary(struct buf *out, uint32_t *key_count)
+{
+    static const struct fixture_recipe plain = {.skip_key = NULL};
+    fixture_string(out, "tokenizer.ggml.model", "llama");
+    ++*key_count;
+    put_arrays(out, &plain, key_count);
 }
 
 static void put_keys(struct buf *out, const struct fixture_recipe *recipe, uint32_t *count)

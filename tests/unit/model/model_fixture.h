@@ -25,6 +25,9 @@ void fixture_tensor(struct buf *out, const char *name, uint32_t dim_count, const
                     uint32_t type, uint64_t offset);
 /* Zeros up to the next multiple of 32. */
 void fixture_pad(struct buf *out);
+/* The tokenizer.ggml.* keys of a SentencePiece vocabulary of FIXTURE_VOCABULARY tokens. */
+#define FIXTURE_VOCABULARY 264u
+void fixture_vocabulary(struct buf *out, uint32_t *key_count);
 void fixture_zeros(struct buf *out, size_t size);
 
 /* ---- a whole model: 2 layers, dim 32, 2 heads of 16, 1 KV head, ffn 64, 259 + 5 tokens ---- */
