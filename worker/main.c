@@ -152,6 +152,7 @@ static void *load_weights(void *context)
         .layer_end = self->layer_end,
         .kv_size = self->flags.kv_memory,
         .measure = 1,
+        .announces = 1,
         .progress = show_progress,
         .context = self,
     };

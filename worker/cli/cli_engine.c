@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 struct progress {
     struct cli_progress line;
@@ -49,6 +50,7 @@ enum odsi_err cli_engine_load(struct cli_engine *self, const char *backend, uint
         .layer_end = params->layer_count,
         .kv_size = pages * session_count *
                    kv_cache_page_size(params->layer_count, params->kv_head_count, params->head_dim),
+        .announces = isatty(STDERR_FILENO), /* a script wants nothing there but what went wrong */
         .progress = show_progress,
         .context = &progress,
     };

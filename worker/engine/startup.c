@@ -79,7 +79,7 @@ enum odsi_err startup_open(struct startup *self, const struct model *model,
         };
         err = engine_open(&self->engine, self->span, &engine_config);
     }
-    if (err == ODSI_OK)
+    if (err == ODSI_OK && config->announces)
         tell_ready(model, config, started_us);
     if (err == ODSI_OK && config->measure)
         err = measure_engine(&self->measure, self->engine, self->span);

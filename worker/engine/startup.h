@@ -18,6 +18,7 @@ struct startup_config {
     uint64_t kv_size;    /* bytes for the KV cache; 0: startup_kv_size_default */
     uint32_t tokens_max; /* positions of a batch; 0: the engine's default */
     int measure;         /* whether to run the layers once for their speed */
+    int announces;       /* whether to log how long it took until they could run */
     void (*progress)(void *context, uint64_t done, uint64_t total); /* bytes; NULL: none */
     void *context;
 };

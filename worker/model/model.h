@@ -76,7 +76,8 @@ static inline int model_layer_is_windowed(const struct model_params *params, uin
 /* Reads and checks the file's header; no weights. The model id (protocol.md, "Session") is the
  * SHA-256 over the manifest (worker/model/manifest.h), which hashes every tensor once; the
  * manifest is kept in cache_dir (NULL: not kept) so that a later start reads only its own layers.
- * progress may be NULL; it is called with done and total bytes while hashing.
+ * progress may be NULL; it is called with done and total bytes while hashing, by one thread at a
+ * time but not always the same.
  * Errors: those of gguf_open; ODSI_ERR_UNSUPPORTED (architecture, tensor type; named),
  * ODSI_ERR_CORRUPT (a tensor missing or of the wrong shape, a hyper-parameter out of limits). */
 ODSI_MUST_USE enum odsi_err
@@ -132,8 +133,9 @@ struct model_span {
 };
 
 /* Loads the weights of [layer_first, layer_end) onto backend, checking each tensor's SHA-256
- * against the manifest. positions: how many positions the rotation tables cover (at most the
- * model's context_length). model and backend must outlive the span.
+ * against the manifest, with as many threads as the backend has. positions: how many positions the
+ * rotation tables cover (at most the model's context_length). progress as in model_open. model and
+ * backend must outlive the span.
  * Errors: ODSI_ERR_RANGE (no such layers), ODSI_ERR_CORRUPT (bytes differ from the manifest),
  * ODSI_ERR_NO_MEMORY, and those of the backend. */
 ODSI_MUST_USE enum odsi_err
