@@ -10,6 +10,7 @@
 #define QUANT_GROUPS  1u
 #define PANEL_TOKENS  4u
 #define DIRECT_TOKENS 4u
+#define DIRECT_ROWS   8u
 
 #define HAS_OFFSETS(type) (!cpu_format_of(type).has_min && cpu_format_of(type).low_bits < 8)
 
@@ -68,6 +69,14 @@ struct pairs {
     VEC_INT sum;
 };
 
+/* Additions stay a chain: as the tree that compilers like to make of them, they would need more
+ * registers than there are. */
+SIMD_INLINE VEC_INT in_chain(VEC_INT sum)
+{
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 /* How many quads fit: 2 * 127 * (2^bits - 1) each, below 2^15 together. */
 SIMD_INLINE uint32_t pairs_max(enum tensor_type type)
 {
@@ -84,10 +93,10 @@ SIMD_INLINE VEC_INT quads_dot(VEC_INT sum, struct pairs *pairs, VEC_INT quad, VE
     else if (i % most == 0)
         pairs->sum = _mm256_maddubs_epi16(quad, value);
     else
-        pairs->sum = _mm256_add_epi16(pairs->sum, _mm256_maddubs_epi16(quad, value));
+        pairs->sum = in_chain(_mm256_add_epi16(pairs->sum, _mm256_maddubs_epi16(quad, value)));
     if ((i + 1) % most != 0 && i + 1 != quads)
         return sum;
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs->sum, _mm256_set1_epi16(1)));
+    return in_chain(_mm256_add_epi32(sum, _mm256_madd_epi16(pairs->sum, _mm256_set1_epi16(1))));
 }
 
 #include "kernels/cpu/simd_quant.inc"

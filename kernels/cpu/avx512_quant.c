@@ -9,6 +9,7 @@
 #define QUANT_GROUPS  2u
 #define PANEL_TOKENS  6u
 #define DIRECT_TOKENS 8u
+#define DIRECT_ROWS   16u
 
 #define HAS_OFFSETS(type) (!cpu_format_of(type).has_min)
 

@@ -172,7 +172,8 @@ size_t cpu_matmul_panel_size(const struct weight *weight, uint32_t rows)
     const size_t scales = format.groups * (1 + format.has_min) * sizeof(float);
     if (rows == 1 || weight->group_rows == 1 || format.low_bits == 0)
         return 0;
-    return cpu_line_round(PANEL_GROUPS_MAX * strand * weight->group_rows * (quads + scales));
+    const size_t lanes = PANEL_GROUPS_MAX * weight->group_rows;
+    return cpu_line_round(lanes * (strand * (quads + scales) + rows * sizeof(float)));
 }
 
 static uint32_t tasks_wanted(const struct cpu_backend *self)

@@ -32,8 +32,9 @@ static const enum tensor_type types[] = {
     TENSOR_Q5_1, TENSOR_Q2_K, TENSOR_Q3_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
 #define TYPE_COUNT (sizeof types / sizeof *types)
 
-/* Of a model with 1.1 billion weights, dim 2048 and ffn 5632, for every type. The matrix of a
- * decode is larger than caches usually are, as a whole model is. */
+/* Of a model with 1.1 billion weights, dim 2048 and ffn 5632, for every type. A prefill has some of
+ * the weight rows only, as a run of a millisecond is seldom put aside for another program. The
+ * matrix of a decode is larger than caches usually are, as a whole model is. */
 static const struct shape {
     const char *name;
     uint32_t rows; /* token rows */
