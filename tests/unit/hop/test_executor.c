@@ -113,6 +113,14 @@ static const struct event *wait_event(struct record *record, uint32_t index)
     return &record->events[index];
 }
 
+static void wait_closed(struct record *record)
+{
+    pthread_mutex_lock(&record->lock);
+    while (record->count == 0 || record->events[record->count - 1].kind != CLOSED)
+        pthread_cond_wait(&record->changed, &record->lock);
+    pthread_mutex_unlock(&record->lock);
+}
+
 static void record_init(struct record *record)
 {
     memset(record, 0, sizeof *record);
@@ -377,8 +385,7 @@ Test(executor, a_session_begins_behind_the_prefix_that_is_held)
             submit_tokens(session, event->position, &event->token, 1, 1);
         }
         executor_session_close(session);
-        while (wait_event(&record, record.count - 1)->kind != CLOSED)
-            ;
+        wait_closed(&record);
     }
     tear_down(&f);
 }
