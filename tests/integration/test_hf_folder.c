@@ -46,6 +46,23 @@ static void expect_same(const json_t *a, const json_t *b, const char *key, const
     cr_expect(json_equal(value, json_object_get(b, key)), "%s differs with %s", key, how);
 }
 
+Test(hf_folder, is_described_as_what_it_is, .timeout = 60)
+{
+    const char *const args[] = {"model", "inspect", "--json", FOLDER, NULL};
+    json_t *got = run_odsi(args);
+    json_t *want =
+        json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:[{s:s, s:i, s:i}]}", "family", "gemma3",
+                  "layers", LAYERS, "window", 24, "windowed_layers", 3, "vocabulary", 264, "files",
+                  2, "types", "type", "bf16", "tensors", 54, "size", 116544);
+    const char *key;
+    json_t *value;
+    cr_assert_not_null(want);
+    json_object_foreach(want, key, value)
+        cr_expect(json_equal(value, json_object_get(got, key)), "%s", key);
+    json_decref(want);
+    json_decref(got);
+}
+
 /* Goal: a folder is a model like any other: the same bits however it is computed.
  * How: one trace against others with another instruction set, chunk and number of threads. */
 Test(hf_folder, has_the_same_trace_however_computed, .timeout = 120)

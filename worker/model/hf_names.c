@@ -9,6 +9,7 @@
 #define GEMMA  (HF_GEMMA2 | HF_GEMMA3)
 #define SPLIT  (HF_FAMILIES_ALL & ~HF_PHI3)
 #define DENSE  (HF_FAMILIES_ALL & ~(HF_MIXTRAL | HF_QWEN3_MOE))
+#define PLAIN  (HF_FAMILIES_ALL & ~(HF_MIXTRAL | HF_QWEN3_MOE | HF_PHI3))
 #define NORMED (HF_QWEN3 | HF_QWEN3_MOE | HF_GEMMA3)
 
 /* A star is a number. */
@@ -38,8 +39,8 @@ static const struct {
     {"model.layers.*.post_attention_layernorm.weight", "blk.*.post_attention_norm.weight", GEMMA},
     {"model.layers.*.pre_feedforward_layernorm.weight", "blk.*.ffn_norm.weight", GEMMA},
     {"model.layers.*.post_feedforward_layernorm.weight", "blk.*.post_ffw_norm.weight", GEMMA},
-    {"model.layers.*.mlp.gate_proj.weight", "blk.*.ffn_gate.weight", DENSE &SPLIT},
-    {"model.layers.*.mlp.up_proj.weight", "blk.*.ffn_up.weight", DENSE &SPLIT},
+    {"model.layers.*.mlp.gate_proj.weight", "blk.*.ffn_gate.weight", PLAIN},
+    {"model.layers.*.mlp.up_proj.weight", "blk.*.ffn_up.weight", PLAIN},
     {"model.layers.*.mlp.gate_up_proj.weight", "blk.*.ffn_up.weight", HF_PHI3}, /* gate first */
     {"model.layers.*.mlp.down_proj.weight", "blk.*.ffn_down.weight", DENSE},
     {"model.layers.*.block_sparse_moe.gate.weight", "blk.*.ffn_gate_inp.weight", HF_MIXTRAL},
@@ -128,7 +129,7 @@ static enum hf_names_kind take_text_part(const char *name, char *plain, size_t p
 enum hf_names_kind hf_names_canonical(const struct hf_config *config, const char *name, char *out)
 {
     char plain[LIMIT_TENSOR_NAME_SIZE + 1];
-    uint32_t numbers[NUMBERS_MAX];
+    uint32_t numbers[NUMBERS_MAX] = {0};
     if (strlen(name) >= sizeof plain)
         return HF_NAMES_UNKNOWN;
     snprintf(plain, sizeof plain, "%s", name);
