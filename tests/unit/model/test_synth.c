@@ -4,6 +4,7 @@
 #include "common/crypto/digest.h"
 #include "kernels/quant.h"
 #include "tests/unit/model/model_fixture.h"
+#include "worker/model/chat_template.h"
 #include "worker/model/model.h"
 #include "worker/model/quantizer.h"
 #include "worker/model/tokenizer.h"
@@ -183,6 +184,77 @@ Test(synth, writes_models_that_open_and_tokenize)
     cr_expect(text_size == 5 && memcmp(text, "ab cd", 5) == 0);
     tokenizer_close(&tokenizer);
     model_close(&model);
+    fixture_folder_remove(folder);
+}
+
+/* What a made-up vocabulary must do: give a text back, and have a chat template that this build
+ * knows. */
+static void expect_vocabulary(const struct model *model, const char *name)
+{
+    static const char text[] = "hello world, 12 o'clock\n \xc3\xa9";
+    struct tokenizer *tokenizer = NULL;
+    struct chat_template *chat = NULL;
+    const uint8_t *data;
+    size_t size, text_size = sizeof text, template_size;
+    uint32_t ids[64], count = 64;
+    char back[sizeof text];
+    model_tokenizer_view(model, &data, &size);
+    cr_assert_eq(tokenizer_open(&tokenizer, data, size), ODSI_OK, "%s: %s", name, odsi_err_text());
+    cr_expect_eq(tokenizer_vocab_size(tokenizer), model_params_view(model)->vocab_size);
+    cr_assert_eq(tokenizer_encode(tokenizer, text, sizeof text - 1, TOKENIZER_BOS, ids, &count),
+                 ODSI_OK, "%s: %s", name, odsi_err_text());
+    cr_expect(count < sizeof text - 1, "%s: words are used", name);
+    cr_assert_eq(tokenizer_decode(tokenizer, ids, count, back, &text_size), ODSI_OK);
+    cr_expect(text_size == sizeof text - 1 && memcmp(back, text, text_size) == 0, "%s: %.*s", name,
+              (int)text_size, back);
+    const char *words = tokenizer_template_view(tokenizer, &template_size);
+    cr_expect_eq(chat_template_open(&chat, words, template_size), ODSI_OK, "%s: %s", name,
+                 odsi_err_text());
+    chat_template_close(&chat);
+    tokenizer_close(&tokenizer);
+}
+
+/* Goal: every small shape is a model of its family, as the reader of files understands it. */
+Test(synth, writes_every_family_as_the_reader_knows_it)
+{
+    static const struct {
+        const char *name;
+        enum model_arch arch;
+        uint32_t features, window, windowed_period, experts;
+    } cases[] = {
+        {"llama-tiny", MODEL_ARCH_LLAMA, 0, 0, 0, 0},
+        {"mistral-tiny", MODEL_ARCH_LLAMA, 0, 48, 0, 0},
+        {"llama3-tiny", MODEL_ARCH_LLAMA, MODEL_ROPE_FACTORS, 0, 0, 0},
+        {"mixtral-tiny", MODEL_ARCH_LLAMA, 0, 0, 0, 4},
+        {"qwen2-tiny", MODEL_ARCH_QWEN2, MODEL_QKV_BIAS, 0, 0, 0},
+        {"qwen3-tiny", MODEL_ARCH_QWEN3, MODEL_QK_NORM, 0, 0, 0},
+        {"qwen3moe-tiny", MODEL_ARCH_QWEN3, MODEL_QK_NORM, 0, 0, 8},
+        {"gemma2-tiny", MODEL_ARCH_GEMMA2, MODEL_POST_NORMS, 24, 2, 0},
+        {"gemma3-tiny", MODEL_ARCH_GEMMA3, MODEL_POST_NORMS | MODEL_QK_NORM, 24, 6, 0},
+        {"phi3-tiny", MODEL_ARCH_PHI3, 0, 47, 0, 0},
+        {"phi3-long-tiny", MODEL_ARCH_PHI3, MODEL_ROPE_FACTORS, 0, 0, 0},
+    };
+    char *folder = fixture_folder();
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const char *path = fixture_path(folder, "a.gguf");
+        const struct synth_shape *shape = synth_shape_find(cases[i].name);
+        struct model *model = NULL;
+        cr_assert_not_null(shape, "%s", cases[i].name);
+        cr_assert_eq(synth_write(path, shape, TENSOR_Q4_K, 1, NULL, NULL), ODSI_OK, "%s",
+                     odsi_err_text());
+        cr_assert_eq(model_open(&model, path, NULL, NULL, NULL), ODSI_OK, "%s: %s", cases[i].name,
+                     odsi_err_text());
+        const struct model_params *got = model_params_view(model);
+        cr_expect_eq(got->arch, cases[i].arch, "%s", cases[i].name);
+        cr_expect_eq(got->features, cases[i].features, "%s: %u", cases[i].name, got->features);
+        cr_expect_eq(got->window, cases[i].window, "%s", cases[i].name);
+        cr_expect_eq(got->window_period, cases[i].windowed_period, "%s", cases[i].name);
+        cr_expect_eq(got->expert_count, cases[i].experts, "%s", cases[i].name);
+        cr_expect(got->weight_size < 10u << 20, "%s is tiny", cases[i].name);
+        expect_vocabulary(model, cases[i].name);
+        model_close(&model);
+        cr_assert_eq(unlink(path), 0);
+    }
     fixture_folder_remove(folder);
 }
 
