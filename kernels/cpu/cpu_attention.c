@@ -2,9 +2,9 @@
 
 #include "kernels/ref/ref.h"
 
-/* Scores that a piece holds at once (2 MiB), unless a single head of a single row has more: what
+/* Scores that a piece holds at once (4 MiB), unless a single head of a single row has more: what
  * bounds the memory of a thread, and what still finds its place in a cache. */
-#define SCORES_COUNT_MAX (512u * 1024u)
+#define SCORES_COUNT_MAX (1024u * 1024u)
 
 /* The widest panel of values of any instruction set, in columns. */
 #define PANEL_COLS 32u

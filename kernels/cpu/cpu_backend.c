@@ -20,6 +20,8 @@ enum odsi_err cpu_scratch_need(struct cpu_scratch *self, size_t size)
 {
     if (size <= self->size)
         return ODSI_OK;
+    /* by half at least: what attention needs grows a little with every page of a long answer */
+    size = size > self->size + self->size / 2 ? size : self->size + self->size / 2;
     alloc_free(self->memory);
     self->size = 0;
     enum odsi_err err = alloc_aligned(&self->memory, size, 1);

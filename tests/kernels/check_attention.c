@@ -13,7 +13,7 @@
 
 #define ROWS_MAX     128u
 #define SESSIONS_MAX 3u
-#define TABLE_MAX    200u /* pages of one session */
+#define TABLE_MAX    360u /* pages of one session */
 
 /* What is to be drawn. */
 struct attention_shape {
@@ -312,11 +312,11 @@ Test(attention, equals_the_reference_when_scores_are_more_than_are_held)
 {
     struct rng rng = rng_make("attention long");
     const struct attention_shape shape = {.kv_heads = 1,
-                                          .group = 60,
+                                          .group = 48,
                                           .head_dim = 4,
-                                          .positions_max = 12750,
+                                          .positions_max = 23000,
                                           .chunk = 2,
-                                          .first = 12740};
+                                          .first = 22990};
     attention_try(&rng, &shape);
 }
 
@@ -331,7 +331,7 @@ Test(attention, equals_the_reference_for_extreme_and_non_finite_values)
 
 /* Goal: working memory does not grow with the square of the context, nor with the number of heads.
  * How: plans alone, for prompts and decodes up to a million positions, however the heads are
- * grouped; a thread needs 3 MiB, or one float for each position of the one head that has more. */
+ * grouped; a thread needs 5 MiB, or one float for each position of the one head that has more. */
 Test(attention, plans_with_bounded_memory)
 {
     static const uint32_t positions[] = {512, 8192, 32768, 131072, 1048576};
@@ -351,7 +351,7 @@ Test(attention, plans_with_bounded_memory)
                     position[r] = positions[i] - rows + r;
                 cpu_attention_plan(&plan, parts, 2);
                 const size_t size = plan.scratch_count * sizeof(float);
-                const size_t held = ((size_t)3 << 20) + positions[i] * sizeof(float);
+                const size_t held = ((size_t)5 << 20) + positions[i] * sizeof(float);
                 cr_expect_leq(size, held, "%u positions, group %u, %u rows: %zu bytes",
                               positions[i], groups[g], rows, size);
                 cr_expect_geq(cpu_attention_piece_count(&plan), 2u);
