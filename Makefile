@@ -191,6 +191,10 @@ $(BUILD)/bench/bench_kernels: $(call objects,tests/bench/bench_kernels.c) \
   $(call archives,kernels crypto base)
 	@mkdir -p $(@D)
 	$(link) $(SYS_crypto)
+$(BUILD)/bench/bench_load: $(call objects,tests/bench/bench_load.c) \
+  $(call archives,$(filter-out engine,$(NEEDS_engine)))
+	@mkdir -p $(@D)
+	$(link) $(SYS_model)
 $(BUILD)/bench/bench_rpc: $(call objects,tests/bench/bench_rpc.c) $(call archives,$(NEEDS_net))
 	@mkdir -p $(@D)
 	$(link) $(SYS_net)
