@@ -47,28 +47,18 @@ enum odsi_err alloc_zeroed(void *out_pointer, size_t count, size_t element_size)
     return memory ? ODSI_OK : no_memory(count, element_size);
 }
 
-static enum odsi_err aligned(void *out_pointer, size_t count, size_t element_size, int clear)
+enum odsi_err alloc_aligned(void *out_pointer, size_t count, size_t element_size)
 {
     void *memory = NULL;
     size_t size = 0;
     if (!refused_by_test() && total_size(&size, count, element_size)) {
         size = (size + ALLOC_ALIGNMENT - 1) / ALLOC_ALIGNMENT * ALLOC_ALIGNMENT;
         memory = aligned_alloc(ALLOC_ALIGNMENT, size);
-        if (memory && clear)
+        if (memory)
             memset(memory, 0, size);
     }
     memcpy(out_pointer, &memory, sizeof memory);
     return memory ? ODSI_OK : no_memory(count, element_size);
-}
-
-enum odsi_err alloc_aligned(void *out_pointer, size_t count, size_t element_size)
-{
-    return aligned(out_pointer, count, element_size, 1);
-}
-
-enum odsi_err alloc_uncleared(void *out_pointer, size_t count, size_t element_size)
-{
-    return aligned(out_pointer, count, element_size, 0);
 }
 
 /* Large pages begin where addresses are multiples of their size; so much more is mapped, and given

@@ -21,10 +21,6 @@ ODSI_MUST_USE enum odsi_err alloc_zeroed(void *out_pointer, size_t count, size_t
 /* As alloc_zeroed, aligned to ALLOC_ALIGNMENT; also ended with alloc_free. */
 ODSI_MUST_USE enum odsi_err alloc_aligned(void *out_pointer, size_t count, size_t element_size);
 
-/* As alloc_aligned, but of no defined content: for large memory that several threads fill, so that
- * none of it is touched before. */
-ODSI_MUST_USE enum odsi_err alloc_uncleared(void *out_pointer, size_t count, size_t element_size);
-
 /* Zeroed memory in pages of its own that the system is asked to make large ones: size bytes,
  * aligned to ALLOC_LARGE_PAGE. Nothing of it is there before it is touched.
  * Errors: ODSI_ERR_NO_MEMORY. Ended with alloc_pages_free, which takes the same size. */

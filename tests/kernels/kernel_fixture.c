@@ -85,8 +85,13 @@ void fill_f32(struct rng *rng, float *out, size_t count, enum content content)
 
 void fill_f16(struct rng *rng, uint16_t *out, size_t count, enum content content)
 {
+    /* both zeros, the smallest and the largest subnormals, the smallest normal, the largest */
+    static const uint16_t ends[] = {0x0000u, 0x8000u, 0x0001u, 0x8001u,
+                                    0x03ffu, 0x0400u, 0x7bffu, 0xfbffu};
     for (size_t i = 0; i < count; i++) {
-        if (content == CONTENT_EXTREME) {
+        if (content == CONTENT_EXTREME && rng_range(rng, 0, 3) == 0) {
+            out[i] = ends[rng_range(rng, 0, 7)];
+        } else if (content == CONTENT_EXTREME) {
             do
                 out[i] = (uint16_t)rng_u64(rng);
             while ((out[i] & 0x7c00u) == 0x7c00u);
