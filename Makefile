@@ -249,6 +249,11 @@ $(TOKENIZER_IDS): $(call objects,tests/interop/tokenizer_ids.c) \
 	@mkdir -p $(@D)
 	$(link) $(SYS_model)
 
+.PHONY: exact
+exact: setup ## every family in every weight type, every way to run it: one set of bits
+	@$(again) $(BUILD)/tests/unit_engine
+	@ODSI_EXACT=full $(BUILD)/tests/unit_engine --filter 'families/*' --jobs $(JOBS)
+
 .PHONY: interop interop-built
 interop-built: all $(TOKENIZER_IDS)
 interop: setup ## compare with software from npm: a stock gRPC client, real tokenizers, llama.cpp
