@@ -6,9 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define DIGEST_SIZE       32u
-#define DIGEST_BLOCK_SIZE 64u /* that SHA-256 takes at a time */
-#define DIGEST_HEX_SIZE   65u /* with the NUL */
+#define DIGEST_SIZE     32u
+#define DIGEST_HEX_SIZE 65u /* with the NUL */
 
 struct digest {
     uint8_t bytes[DIGEST_SIZE];
@@ -21,14 +20,7 @@ void digest_of(struct digest *out, const void *data, size_t size);
 
 /* Errors: ODSI_ERR_NO_MEMORY. Ended with digest_stream_close; may be reused after a finish. */
 ODSI_MUST_USE enum odsi_err digest_stream_open(struct digest_stream **out);
-/* For tests: by libcrypto, or by sha256_lanes.h where that is available. */
-ODSI_MUST_USE enum odsi_err digest_stream_open_by(struct digest_stream **out, int by_library);
 void digest_stream_add(struct digest_stream *self, const void *data, size_t size);
-/* Adds the size bytes at data[i] to selves[i], for each of count different streams. Takes less time
- * than one after another, most of all for up to DIGEST_TOGETHER_MAX of them. */
-#define DIGEST_TOGETHER_MAX 4u
-void digest_stream_add_together(struct digest_stream *const *selves, const uint8_t *const *data,
-                                size_t size, uint32_t count);
 /* Writes the digest of everything added and starts over. */
 void digest_stream_finish(struct digest_stream *self, struct digest *out);
 void digest_stream_close(struct digest_stream **self);
