@@ -22,6 +22,18 @@ struct cli_client_config {
     int is_cancelled_by_signal; /* SIGINT and SIGTERM cancel the running calls */
 };
 
+#define CLI_GATEWAY_DEFAULT "127.0.0.1:7800"
+/* The flags that say which gateway a command speaks to, for its struct with the members gateway,
+ * is_insecure and identity. */
+#define CLI_GATEWAY_OPTIONS(o)                                                                     \
+    {"gateway",        'g',                                                                        \
+     ARGS_TEXT,        &(o).gateway,                                                               \
+     "[ID@]HOST:PORT", "the gateway to ask (" CLI_GATEWAY_DEFAULT ")"},                            \
+        {"insecure", 0, ARGS_FLAG, &(o).is_insecure, NULL, "no encryption; only to this machine"}, \
+    {                                                                                              \
+        "identity", 0, ARGS_TEXT, &(o).identity, "FILE", "our key (identity.pem at home)"          \
+    }
+
 /* Connects when first used. Without an ID the peer's key is remembered at the first connection and
  * must be the same later (trust on first use).
  * Errors: ODSI_ERR_INVALID (address), ODSI_ERR_DENIED (plaintext to another machine), those of

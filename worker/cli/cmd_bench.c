@@ -5,6 +5,7 @@
 #include "common/base/limits.h"
 #include "worker/cli/cli_bench.h"
 #include "worker/cli/cli_bench_prefix.h"
+#include "worker/cli/cli_client.h"
 #include "worker/cli/cli_input.h"
 #include "worker/cli/cli_json.h"
 #include "worker/cli/cli_memory.h"
@@ -16,13 +17,12 @@
 #include <stdio.h>
 #include <string.h>
 
-#define GATEWAY_DEFAULT "127.0.0.1:7800"
-#define READ_SIZE       (512u << 20) /* beyond the last cache of today's machines */
-#define SESSIONS_MAX    LIMIT_SESSIONS_MAX
-#define BATCH_MAX       64u /* steps of one batch of the engine */
-#define ASK_TIMEOUT_US  10000000u
-#define PROMPT_TOKENS   128u
-#define OWN_TOKENS      16u /* of a prompt behind a shared prefix */
+#define READ_SIZE      (512u << 20) /* beyond the last cache of today's machines */
+#define SESSIONS_MAX   LIMIT_SESSIONS_MAX
+#define BATCH_MAX      64u /* steps of one batch of the engine */
+#define ASK_TIMEOUT_US 10000000u
+#define PROMPT_TOKENS  128u
+#define OWN_TOKENS     16u /* of a prompt behind a shared prefix */
 
 static const char command_name[] = "bench";
 
@@ -270,7 +270,7 @@ static int check_and_run(struct options *options)
 
 int cmd_bench_run(int argc, char **argv)
 {
-    struct options options = {.batch = 1, .gen_token_count = 32, .gateway = GATEWAY_DEFAULT};
+    struct options options = {.batch = 1, .gen_token_count = 32, .gateway = CLI_GATEWAY_DEFAULT};
     const struct args_option table[] = {
         {"model", 'm', ARGS_TEXT, &options.model, "FILE",
          "measure the engine alone on this file; with --sessions: a name", 1},
@@ -284,11 +284,7 @@ int cmd_bench_run(int argc, char **argv)
          "measure the first token of two prompts that begin with the same N tokens", 0},
         {"sessions", 's', ARGS_U32, &options.session_count, "N",
          "measure a swarm with N answers at once", 0},
-        {"gateway", 'g', ARGS_TEXT, &options.gateway, "[ID@]HOST:PORT",
-         "of the swarm (" GATEWAY_DEFAULT ")", 0},
-        {"insecure", 0, ARGS_FLAG, &options.is_insecure, NULL,
-         "no encryption; only to this machine", 0},
-        {"identity", 0, ARGS_TEXT, &options.identity, "FILE", "our key (identity.pem at home)", 0},
+        CLI_GATEWAY_OPTIONS(options),
         {"json", 0, ARGS_FLAG, &options.is_json, NULL, "one object", 0},
         {NULL},
     };

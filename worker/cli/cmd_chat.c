@@ -18,8 +18,6 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#define GATEWAY_DEFAULT "127.0.0.1:7800"
-
 static const char command[] = "chat";
 
 struct options {
@@ -284,13 +282,9 @@ static int check_and_run(const struct options *options, int argc, char **argv, i
 
 int cmd_chat_run(int argc, char **argv)
 {
-    struct options options = {.gateway = GATEWAY_DEFAULT};
+    struct options options = {.gateway = CLI_GATEWAY_DEFAULT};
     const struct args_option table[] = {
-        {"gateway", 'g', ARGS_TEXT, &options.gateway, "[ID@]HOST:PORT",
-         "where to ask (" GATEWAY_DEFAULT ")"},
-        {"insecure", 0, ARGS_FLAG, &options.is_insecure, NULL,
-         "no encryption; only to this machine"},
-        {"identity", 0, ARGS_TEXT, &options.identity, "FILE", "our key (identity.pem at home)"},
+        CLI_GATEWAY_OPTIONS(options),
         {"model", 'm', ARGS_TEXT, &options.model, "NAME",
          "name or id; needed when several are served", 1},
         {"system", 0, ARGS_TEXT, &options.system, "TEXT", "how it is to answer", 1},

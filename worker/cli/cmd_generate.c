@@ -12,8 +12,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define GATEWAY_DEFAULT "127.0.0.1:7800"
-
 struct options {
     const char *gateway;
     int is_insecure;
@@ -131,13 +129,9 @@ static int check_and_run(struct options *options, int argc, char **argv, int res
 
 int cmd_generate_run(int argc, char **argv)
 {
-    struct options options = {.gateway = GATEWAY_DEFAULT};
+    struct options options = {.gateway = CLI_GATEWAY_DEFAULT};
     const struct args_option table[] = {
-        {"gateway", 'g', ARGS_TEXT, &options.gateway, "[ID@]HOST:PORT",
-         "where to ask (" GATEWAY_DEFAULT ")"},
-        {"insecure", 0, ARGS_FLAG, &options.is_insecure, NULL,
-         "no encryption; only to this machine"},
-        {"identity", 0, ARGS_TEXT, &options.identity, "FILE", "our key (identity.pem at home)"},
+        CLI_GATEWAY_OPTIONS(options),
         {"prompt", 'p', ARGS_TEXT, &options.prompt, "TEXT", "the text to continue"},
         {"prompt-file", 'f', ARGS_TEXT, &options.prompt_file, "FILE",
          "the same from a file; '-': standard input"},

@@ -2,6 +2,7 @@
 
 #include "common/base/alloc.h"
 #include "common/base/assert.h"
+#include "common/base/bytes.h"
 #include "kernels/ops.h"
 
 #include <string.h>
@@ -94,32 +95,19 @@ enum odsi_err hop_check_spec(const struct hop_spec *spec, const struct hop_worke
     return err;
 }
 
-static uint8_t *put_bytes(uint8_t *to, const void *data, size_t size)
-{
-    memcpy(to, data, size);
-    return to + size;
-}
-
-static uint8_t *put_u32(uint8_t *to, uint32_t value)
-{
-    for (uint32_t byte = 0; byte < 4; byte++)
-        *to++ = (uint8_t)(value >> (8 * byte));
-    return to;
-}
-
 void hop_prefix_scope(struct digest *out, const struct hop_spec *spec,
                       const struct digest *gateway_id)
 {
     static const char tag[] = "odsi hop scope 1";
     uint8_t text[sizeof tag + DIGEST_SIZE + 4 + LIMIT_STAGES_MAX * (DIGEST_SIZE + 8)];
     ODSI_ASSERT(spec->stage < LIMIT_STAGES_MAX);
-    uint8_t *end = put_bytes(text, tag, sizeof tag - 1);
-    end = put_bytes(end, gateway_id->bytes, DIGEST_SIZE);
-    end = put_u32(end, spec->stage);
+    uint8_t *end = bytes_put(text, tag, sizeof tag - 1);
+    end = bytes_put(end, gateway_id->bytes, DIGEST_SIZE);
+    end = bytes_put_u32(end, spec->stage);
     for (uint32_t i = 0; i < spec->stage; i++) {
-        end = put_bytes(end, spec->stages[i].worker_id.bytes, DIGEST_SIZE);
-        end = put_u32(end, spec->stages[i].layer_first);
-        end = put_u32(end, spec->stages[i].layer_end);
+        end = bytes_put(end, spec->stages[i].worker_id.bytes, DIGEST_SIZE);
+        end = bytes_put_u32(end, spec->stages[i].layer_first);
+        end = bytes_put_u32(end, spec->stages[i].layer_end);
     }
     digest_of(out, text, (size_t)(end - text));
 }
